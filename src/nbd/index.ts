@@ -1,0 +1,2 @@
+// An entry of the package: its exports come with the parts behind it.
+export {};
