@@ -1,0 +1,13 @@
+// Every queue and pool of dmkit has a bound, and this is where all of them stand. At a bound, work waits: it does not
+// fail and the pool does not grow.
+
+/** iovecs in one preadv/pwritev (IOV_MAX on Linux). */
+export const MAX_IOVEC_COUNT = 1024;
+/** Bytes that Linux moves in one read or write call at the most. */
+export const MAX_TRANSFER_BYTE_LENGTH = 0x7ffff000;
+/** Lines of one table (DM_MAX_TARGETS). */
+export const MAX_TARGET_COUNT = 1_048_576;
+/** Objects that a free list keeps for reuse; what is given back past it is left to the garbage collector. */
+export const MAX_POOLED_OBJECT_COUNT = 1024;
+/** Calls of one engine that run on libuv's or koffi's threads at one time; more wait in a queue. */
+export const MAX_OFFLOADED_CALL_COUNT = 128;

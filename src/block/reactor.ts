@@ -1,0 +1,48 @@
+// What a reactor gives to the code that runs in it. A reactor is one thread with its engine, devices, tables, sockets
+// and timers; below the public API nothing knows another way to wait.
+
+export interface Timer {
+  cancel(): void;
+}
+
+export interface Reactor {
+  /** Milliseconds of a clock that only goes forward. */
+  now(): number;
+  /** Runs `callback` once, in this reactor, not before `milliseconds` have passed. */
+  after(milliseconds: number, callback: () => void): Timer;
+  /** Runs `callback` soon, in this reactor, after the caller has returned; in the order of the calls. */
+  wake(callback: () => void): void;
+}
+
+/** What the owner of a connection is told. Calls come one at a time, none after `onClose`. */
+export interface TransportHandler {
+  /** Bytes arrived. The memory is the handler's from now on: nobody writes to it again. */
+  onData(chunk: Uint8Array): void;
+  /** The peer sends no more. */
+  onEnd(): void;
+  /** Everything given to `send` has left this process. */
+  onDrain(): void;
+  /** The connection is gone, whoever ended it; `error` says why where something failed. Comes exactly once. */
+  onClose(error: Error | null): void;
+}
+
+/** One byte stream to one peer: a Unix socket, TCP, TLS. */
+export interface Transport {
+  /** For messages: `unix:/run/x.sock`, `tcp:127.0.0.1:5000`. */
+  readonly peer: string;
+  /** Bytes given to `send` that have not left yet. */
+  readonly pendingByteLength: number;
+  setHandler(handler: TransportHandler): void;
+  /**
+   * Sends `chunks` in order, as one batch where the system can. The memory must not change until `onSent` is called;
+   * it is called once, also when the connection fails.
+   */
+  send(chunks: readonly Uint8Array[], onSent: () => void): void;
+  /** Stops reading from the peer, so that its own buffers fill and it waits. */
+  pause(): void;
+  resume(): void;
+  /** Sends what is queued, then closes. */
+  end(): void;
+  /** Closes now. */
+  destroy(): void;
+}
