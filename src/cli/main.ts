@@ -1,5 +1,5 @@
 #!/usr/bin/env node
 // The command dmkit.
-import { version } from '../index.ts';
+import { version } from '../block/version.ts';
 
 process.stdout.write(`dmkit ${version}\n`);
