@@ -1,0 +1,195 @@
+// A reactor on Node's own event loop: timers, a queue of callbacks, and sockets as transports.
+// This folder alone may touch node:net; everything above sees Reactor and Transport.
+import { connect as connectSocket, createServer, isIP, type Server, type Socket } from 'node:net';
+import type { Reactor, Timer, Transport } from '../block/reactor.ts';
+import { SocketTransport } from './socket-transport.ts';
+import { bindUnixSocket, type UnixSocketFile } from './unix-socket.ts';
+
+/** Where to listen. */
+export type ListenAddress =
+  /** A Unix socket at `unix`; the file gets `mode` (0o600 unless given) and no other mode at any time. */
+  | { unix: string; mode?: number }
+  /** TCP; port 0 lets the system choose. Anything but a loopback address needs `allowRemote`. */
+  | { host: string; port: number; allowRemote?: boolean };
+
+/** Where to connect to. */
+export type ConnectAddress = { unix: string } | { host: string; port: number };
+
+/** An open listening socket. */
+export interface Listener {
+  /** `unix:/run/x.sock` or `tcp:127.0.0.1:10809`, with the port that was chosen. */
+  readonly address: string;
+  /** The TCP port; 0 for a Unix socket. */
+  readonly port: number;
+  /** Stops listening and removes the socket file; connections that were accepted stay. `done` is called once. */
+  close(done?: () => void): void;
+}
+
+export interface NodeLoopOptions {
+  /** Told what a callback or a connection's handler threw. Without it the exception goes to the process. */
+  onError?: (error: unknown) => void;
+}
+
+/** True for an address (not a name) that only this machine reaches. */
+function isLoopback(address: string): boolean {
+  return isIP(address) === 4 ? address.startsWith('127.') : address === '::1' || address.startsWith('::ffff:127.');
+}
+
+function addressText(host: string, port: number): string {
+  return host.includes(':') ? `tcp:[${host}]:${port}` : `tcp:${host}:${port}`;
+}
+
+class ServerListener implements Listener {
+  readonly address: string;
+  readonly port: number;
+  readonly #server: Server;
+  readonly #file: UnixSocketFile | null;
+
+  constructor(server: Server, file: UnixSocketFile | null) {
+    this.#server = server;
+    this.#file = file;
+    const bound = server.address();
+    this.port = typeof bound === 'object' && bound !== null ? bound.port : 0;
+    this.address =
+      typeof bound === 'object' && bound !== null ? addressText(bound.address, bound.port) : `unix:${file?.path}`;
+  }
+
+  close(done: () => void = () => {}): void {
+    this.#file?.remove();
+    // net's own callback waits for every accepted connection; those aren't this listener's.
+    this.#server.close();
+    setImmediate(done);
+  }
+}
+
+/** A {@link Reactor} that is the event loop this thread runs anyway. */
+export class NodeLoop implements Reactor {
+  readonly #onError: (error: unknown) => void;
+  #queue: (() => void)[] = [];
+
+  constructor(options: NodeLoopOptions = {}) {
+    this.#onError =
+      options.onError ??
+      ((error) => {
+        process.nextTick(() => {
+          throw error;
+        });
+      });
+  }
+
+  now(): number {
+    return performance.now();
+  }
+
+  after(milliseconds: number, callback: () => void): Timer {
+    const handle = setTimeout(() => this.#run(callback), milliseconds);
+    return { cancel: () => clearTimeout(handle) };
+  }
+
+  wake(callback: () => void): void {
+    // One immediate for all that is queued in a turn. An immediate (not a microtask), so that sockets get their turn
+    // between the rounds of two pieces of code that wake each other.
+    if (this.#queue.push(callback) === 1) setImmediate(this.#drain);
+  }
+
+  readonly #drain = (): void => {
+    const queue = this.#queue;
+    this.#queue = [];
+    for (let i = 0; i < queue.length; i++) this.#run(queue[i]!);
+  };
+
+  #run(callback: () => void): void {
+    try {
+      callback();
+    } catch (error) {
+      this.#onError(error);
+    }
+  }
+
+  /**
+   * Listens; `onTransport` gets each connection, paused until it sets its handler.
+   *
+   * `done` is called once, with the listener or the reason: EADDRINUSE when a server answers at the path or the path is
+   * something else than a dead socket, EACCES for an address beyond this machine without `allowRemote`.
+   */
+  listen(
+    address: ListenAddress,
+    onTransport: (transport: Transport) => void,
+    done: (error: Error | null, listener: Listener | null) => void,
+  ): void {
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
+      this.#run(() => onTransport(this.#wrap(socket, describeAddress(address))));
+    });
+    if ('unix' in address) this.#listenUnix(server, address.unix, address.mode ?? 0o600, done);
+    else this.#listenTcp(server, address, done);
+  }
+
+  #listenUnix(
+    server: Server,
+    path: string,
+    mode: number,
+    done: (error: Error | null, listener: Listener | null) => void,
+  ): void {
+    bindUnixSocket(server, path, mode, (error, file) => {
+      if (file === null) done(error, null);
+      else done(null, this.#listening(server, file));
+    });
+  }
+
+  #listenTcp(
+    server: Server,
+    address: { host: string; port: number; allowRemote?: boolean },
+    done: (error: Error | null, listener: Listener | null) => void,
+  ): void {
+    const { host, port, allowRemote = false } = address;
+    const refuse = (where: string): void => {
+      const error = new Error(`${where} is not a loopback address: others could connect; give allowRemote to allow it`);
+      done(Object.assign(error, { code: 'EACCES' }), null);
+    };
+    if (!allowRemote && host !== 'localhost' && !isLoopback(host)) {
+      refuse(host === '' ? 'the empty host' : host);
+      return;
+    }
+    server.once('error', (error) => done(error, null));
+    server.listen({ host, port }, () => {
+      server.removeAllListeners('error');
+      const bound = server.address() as { address: string };
+      // A hosts file may send "localhost" anywhere.
+      if (!allowRemote && !isLoopback(bound.address)) {
+        server.close();
+        refuse(bound.address);
+      } else {
+        done(null, this.#listening(server, null));
+      }
+    });
+  }
+
+  #listening(server: Server, file: UnixSocketFile | null): Listener {
+    server.on('error', (error) => this.#onError(error));
+    return new ServerListener(server, file);
+  }
+
+  /** Connects; `done` is called once. */
+  connect(address: ConnectAddress, done: (error: Error | null, transport: Transport | null) => void): void {
+    const options = 'unix' in address ? { path: address.unix } : { host: address.host, port: address.port };
+    const socket = connectSocket({ ...options, allowHalfOpen: true, noDelay: true });
+    const fail = (error: Error): void => done(error, null);
+    socket.once('error', fail);
+    socket.once('connect', () => {
+      socket.removeListener('error', fail);
+      socket.pause();
+      done(null, this.#wrap(socket, describeAddress(address)));
+    });
+  }
+
+  #wrap(socket: Socket, local: string): Transport {
+    const { remoteAddress, remotePort } = socket;
+    const peer =
+      remoteAddress === undefined || remotePort === undefined ? local : addressText(remoteAddress, remotePort);
+    return new SocketTransport(socket, peer, this.#onError);
+  }
+}
+
+function describeAddress(address: ConnectAddress | ListenAddress): string {
+  return 'unix' in address ? `unix:${address.unix}` : addressText(address.host, address.port);
+}
