@@ -48,7 +48,6 @@ export interface BioVec {
 }
 
 const NO_VECS: readonly BioVec[] = [];
-const NOT_ENDED = -1;
 
 function noOwner(bio: Bio): void {
   throw new Error(`a ${operationName(bio.op)} bio ended that nobody waits for`);

@@ -44,6 +44,8 @@ export interface TargetSetup {
    * @throws DmError with the kernel's errno; a constructor that catches it says "Device lookup failed" or its own text
    */
   getDevice(argument: string): BlockDevice;
+  /** Counts an event of the mapped device and wakes who waits for one. May be kept and called while the target lives. */
+  raiseEvent(): void;
 }
 
 /** One line of a table, live. `Context` is what its constructor returned. */

@@ -1,0 +1,219 @@
+// A table: lines turned into live targets, and the way from a sector to its target (drivers/md/dm-table.c).
+// What a table needs from above (types by name, devices by name) comes in through the interfaces of block.
+import type { BlockDevice } from '../block/block-device.ts';
+import { MAX_TARGET_COUNT } from '../block/bounds.ts';
+import type { DeviceResolver } from '../block/device-resolver.ts';
+import { Errno, errnoName } from '../block/errno.ts';
+import { DmError, TableError } from '../block/errors.ts';
+import { MAX_SECTOR_COUNT } from '../block/sector.ts';
+import { type AnyTarget, type AnyTargetType, Target, TargetError, type TargetRegistry } from '../block/target.ts';
+import { formatTableLine, splitArguments, type TableEntry } from './text.ts';
+
+export interface TableOptions {
+  registry: TargetRegistry;
+  resolver: DeviceResolver;
+  readOnly?: boolean;
+  /** Throws where a device must not be used by this table (it would close a cycle). */
+  checkDevice?: (device: BlockDevice) => void;
+  /** A target raised an event. */
+  onEvent?: () => void;
+}
+
+/** A live table. Made by {@link buildTable}, ended by {@link Table.destroy}. */
+export class Table {
+  readonly targets: readonly AnyTarget[];
+  readonly readOnly: boolean;
+  readonly sectorCount: number;
+  /** In the order of first use, each once. */
+  readonly devices: readonly BlockDevice[];
+  /** The devices that a flush must reach, where that can be said without asking each target; null where it cannot. */
+  readonly flushDevices: readonly BlockDevice[] | null;
+  readonly #resolver: DeviceResolver;
+  // Last sector of each target, ascending: a search over doubles that lie together.
+  readonly #lastSectors: Float64Array;
+  #recent = 0;
+
+  constructor(targets: readonly AnyTarget[], devices: readonly BlockDevice[], options: TableOptions) {
+    this.targets = targets;
+    this.devices = devices;
+    this.readOnly = options.readOnly ?? false;
+    this.#resolver = options.resolver;
+    this.#lastSectors = Float64Array.from(targets, (target) => target.begin + target.sectorCount - 1);
+    this.sectorCount = targets.length === 0 ? 0 : this.#lastSectors[targets.length - 1]! + 1;
+    this.flushDevices = flushDevicesOf(targets);
+  }
+
+  /** The target that owns `sector`, by bisection; undefined past the end. */
+  find(sector: number): AnyTarget | undefined {
+    const lastSectors = this.#lastSectors;
+    const recent = this.#recent;
+    // Requests cluster: the target of the last one is the first guess.
+    if (recent < lastSectors.length && sector <= lastSectors[recent]! && sector >= this.targets[recent]!.begin) {
+      return this.targets[recent];
+    }
+    let low = 0;
+    let high = lastSectors.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (lastSectors[middle]! < sector) low = middle + 1;
+      else high = middle;
+    }
+    if (low < lastSectors.length) this.#recent = low;
+    return this.targets[low];
+  }
+
+  /** Lines as `dmsetup table` or `dmsetup status` prints them, without a newline. */
+  lines(type: 'table' | 'info'): string[] {
+    return this.targets.map((target) =>
+      formatTableLine(target.begin, target.sectorCount, target.type.name, target.type.status?.(target, type) ?? ''),
+    );
+  }
+
+  /** Undoes every constructor and closes the devices. */
+  destroy(): void {
+    for (const target of this.targets) target.type.destruct?.(target);
+    for (const device of this.devices) this.#resolver.close(device, this.readOnly);
+  }
+}
+
+function flushDevicesOf(targets: readonly AnyTarget[]): BlockDevice[] | null {
+  const devices = new Set<BlockDevice>();
+  for (const target of targets) {
+    if (target.flushBioCount === 0) continue;
+    if (!target.flushBypassesMap) return null;
+    target.type.iterateDevices?.(target, (device) => devices.add(device));
+  }
+  return [...devices];
+}
+
+/** The devices of a table under construction: each opened once, all closed again when a line is refused. */
+class TableDevices {
+  readonly devices: BlockDevice[] = [];
+  readonly #seen = new Set<BlockDevice>();
+  readonly #options: TableOptions;
+
+  constructor(options: TableOptions) {
+    this.#options = options;
+  }
+
+  get(argument: string): BlockDevice {
+    const { resolver, readOnly = false, checkDevice } = this.#options;
+    const device = resolver.open(argument, readOnly);
+    if (this.#seen.has(device)) {
+      resolver.close(device, readOnly);
+      return device;
+    }
+    try {
+      checkDevice?.(device);
+    } catch (error) {
+      resolver.close(device, readOnly);
+      throw error;
+    }
+    this.#seen.add(device);
+    this.devices.push(device);
+    return device;
+  }
+
+  closeAll(): void {
+    for (const device of this.devices) this.#options.resolver.close(device, this.#options.readOnly ?? false);
+  }
+}
+
+/** A table under construction: line by line, and undone as a whole. */
+class TableBuilder {
+  readonly targets: AnyTarget[] = [];
+  readonly #devices: TableDevices;
+  readonly #options: TableOptions;
+  #immutableType: AnyTargetType | undefined;
+
+  constructor(options: TableOptions) {
+    this.#options = options;
+    this.#devices = new TableDevices(options);
+  }
+
+  add(entry: TableEntry): void {
+    const type = this.#check(entry);
+    const target = new Target(type, entry.sector, entry.sectorCount) as AnyTarget;
+    try {
+      target.context = type.construct(target, splitArguments(entry.params), {
+        readOnly: this.#options.readOnly ?? false,
+        getDevice: (argument) => this.#devices.get(argument),
+        raiseEvent: () => this.#options.onEvent?.(),
+      });
+    } catch (error) {
+      if (!(error instanceof TargetError)) throw error;
+      throw this.#refuse(`${type.name}: ${error.text} (-${errnoName(error.errno)})`, error.errno, error.cause);
+    }
+    this.targets.push(target);
+  }
+
+  finish(): Table {
+    return new Table(this.targets, this.#devices.devices, this.#options);
+  }
+
+  undo(): void {
+    for (const target of this.targets) target.type.destruct?.(target);
+    this.#devices.closeAll();
+  }
+
+  /** The checks that need no constructor, in the kernel's order (dm_table_add_target). */
+  #check(entry: TableEntry): AnyTargetType {
+    const first = this.targets[0];
+    if (first?.type.singleton) throw this.#refuse(`target type ${first.type.name} must appear alone in table`);
+    if (entry.sectorCount === 0) throw this.#refuse('zero-length target');
+    if (!(entry.sector <= MAX_SECTOR_COUNT) || entry.sectorCount > MAX_SECTOR_COUNT - entry.sector) {
+      throw this.#refuse('too large device');
+    }
+    const type = this.#options.registry.find(entry.type);
+    if (type === undefined) throw this.#refuse(`${entry.type}: unknown target type`);
+    this.#checkCompany(type, first);
+    const previous = this.targets[this.targets.length - 1];
+    const expected = previous === undefined ? 0 : previous.begin + previous.sectorCount;
+    // The kernel has the same words for a gap, an overlap and a first line that does not start at 0.
+    if (entry.sector !== expected) throw this.#refuse(`${type.name}: Gap in table (-EINVAL)`);
+    return type;
+  }
+
+  /** Which types go together. */
+  #checkCompany(type: AnyTargetType, first: AnyTarget | undefined): void {
+    if (type.singleton && first !== undefined) {
+      throw this.#refuse(`target type ${type.name} must appear alone in table`);
+    }
+    if (type.alwaysWriteable && this.#options.readOnly) {
+      throw this.#refuse(`target type ${type.name} may not be included in a read-only table`);
+    }
+    const immutable = this.#immutableType;
+    if (immutable !== undefined ? immutable !== type : type.immutable && first !== undefined) {
+      const name = (immutable ?? type).name;
+      throw this.#refuse(`immutable target type ${name} cannot be mixed with other target types`);
+    }
+    if (type.immutable) this.#immutableType = type;
+  }
+
+  #refuse(reason: string, errno: number = Errno.EINVAL, cause?: unknown): TableError {
+    const error = new TableError(errno, reason, this.targets.length);
+    if (cause !== undefined) error.cause = cause;
+    return error;
+  }
+}
+
+/**
+ * Makes a live table of `entries`, with the kernel's checks in the kernel's order.
+ *
+ * @throws TableError for the first line that is refused; every earlier line is undone and every device closed
+ * @throws DmError EINVAL for no line or too many
+ */
+export function buildTable(entries: readonly TableEntry[], options: TableOptions): Table {
+  if (entries.length === 0) throw new DmError(Errno.EINVAL, 'populate_table: no targets specified');
+  if (entries.length > MAX_TARGET_COUNT) {
+    throw new DmError(Errno.EINVAL, `a table has at most ${MAX_TARGET_COUNT} lines, this one has ${entries.length}`);
+  }
+  const builder = new TableBuilder(options);
+  try {
+    for (const entry of entries) builder.add(entry);
+  } catch (error) {
+    builder.undo();
+    throw error;
+  }
+  return builder.finish();
+}

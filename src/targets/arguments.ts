@@ -1,0 +1,14 @@
+// What several constructors do with their arguments.
+import type { BlockDevice } from '../block/block-device.ts';
+import { DmError } from '../block/errors.ts';
+import { TargetError, type TargetSetup } from '../block/target.ts';
+
+/** Opens the device an argument names; a refusal becomes the target's own `text` with the errno of the look-up. */
+export function lookUpDevice(setup: TargetSetup, argument: string, text: string): BlockDevice {
+  try {
+    return setup.getDevice(argument);
+  } catch (error) {
+    if (error instanceof DmError && error.errno !== 0) throw new TargetError(text, error.errno, { cause: error });
+    throw error;
+  }
+}
