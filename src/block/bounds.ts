@@ -11,3 +11,5 @@ export const MAX_TARGET_COUNT = 1_048_576;
 export const MAX_POOLED_OBJECT_COUNT = 1024;
 /** Calls of one engine that run on libuv's or koffi's threads at one time; more wait in a queue. */
 export const MAX_OFFLOADED_CALL_COUNT = 128;
+/** Requests that end inside submit() and submit another, one within the other; deeper ones wait for the outermost. */
+export const MAX_INLINE_NESTING_DEPTH = 64;
