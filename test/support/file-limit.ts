@@ -5,13 +5,29 @@ import { spawn } from 'node:child_process';
 const limitSeconds = Number(process.env.DMKIT_FILE_LIMIT ?? 300);
 
 const killer = `
+  const fs = require('node:fs');
   const [pid, seconds] = [Number(process.argv[1]), Number(process.argv[2])];
+  const kill = (pid) => { try { process.kill(pid, 'SIGKILL'); } catch {} };
+  // Its servers and clients would live on: each leads a process group of its own.
+  const parents = () => {
+    const map = new Map();
+    for (const name of fs.existsSync('/proc') ? fs.readdirSync('/proc') : []) {
+      try {
+        const stat = fs.readFileSync('/proc/' + name + '/stat', 'utf8');
+        map.set(Number(name), Number(stat.slice(stat.lastIndexOf(')') + 1).trim().split(' ')[1]));
+      } catch {}
+    }
+    return map;
+  };
+  const descendants = (of, map) =>
+    [...map].filter(([, parent]) => parent === of).flatMap(([child]) => [child, ...descendants(child, map)]);
   process.stdin.resume();
   process.stdin.on('end', () => process.exit(0));
   process.stdin.on('error', () => process.exit(0));
   setTimeout(() => {
     process.stderr.write('\\ndmkit: a test file ran longer than ' + seconds + ' s, killing its process ' + pid + '\\n');
-    try { process.kill(pid, 'SIGKILL'); } catch {}
+    for (const child of descendants(pid, parents())) if (child !== process.pid) kill(child);
+    kill(pid);
     process.exit(1);
   }, seconds * 1000);
 `;

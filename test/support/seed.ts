@@ -46,8 +46,4 @@ fc.configureGlobal({
     if (!details.failed) return;
     throw new Error(`${fc.defaultReportMessage(details)}\n\ndmkit: repeat this failure with DMKIT_SEED=${seed}`);
   },
-  asyncReporter: async (details) => {
-    if (!details.failed) return;
-    throw new Error(`${fc.defaultReportMessage(details)}\n\ndmkit: repeat this failure with DMKIT_SEED=${seed}`);
-  },
 });
