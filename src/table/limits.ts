@@ -57,8 +57,9 @@ interface Support {
 }
 
 function addSupport(support: Support, target: AnyTarget): void {
-  let devicesDiscard = true;
-  let devicesZero = true;
+  // A line without devices supports only what it says it does itself.
+  let devicesDiscard = target.type.iterateDevices !== undefined;
+  let devicesZero = devicesDiscard;
   let cache = false;
   let fua = false;
   target.type.iterateDevices?.(target, (device) => {

@@ -121,11 +121,13 @@ export const striped: TargetType<StripedContext> = {
   endIo(target, bio) {
     if (bio.status === 0 || bio.flags & REQ_RAHEAD || bio.status === Errno.EOPNOTSUPP) return;
     // Every stripe on the device that failed counts the error, not only the one the request went to.
+    let news = false;
     for (const stripe of target.context.stripes) {
       if (stripe.device !== bio.device) continue;
       stripe.errorCount++;
-      if (stripe.errorCount < EVENT_ERROR_COUNT) target.context.raiseEvent();
+      news ||= stripe.errorCount < EVENT_ERROR_COUNT;
     }
+    if (news) target.context.raiseEvent();
   },
 
   status(target, type) {
