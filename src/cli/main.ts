@@ -1,5 +1,97 @@
 #!/usr/bin/env node
-// The command dmkit.
+// The dmkit command: one subcommand a file; a subcommand's file is loaded when it runs, so that starting costs little.
+import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
+import { reportFailure } from './failure.ts';
+import type { ServeOptions } from './serve.ts';
 
-process.stdout.write(`dmkit ${version}\n`);
+const EXIT_FAILURE = 1;
+
+/** `--table` and `--table-file` fill one list, in the order of the command line. */
+function tableOptions(command: Command): Command {
+  const tables: ServeOptions['tables'] = [];
+  const add = (kind: 'text' | 'file') => (value: string) => {
+    tables.push({ kind, value });
+    return tables;
+  };
+  return command
+    .addOption(new Option('--table <table>', 'the table of the device named before it').argParser(add('text')))
+    .addOption(new Option('--table-file <file>', 'the same, from a file; - is standard input').argParser(add('file')))
+    .hook('preAction', (self) => self.setOptionValue('tables', tables));
+}
+
+function buildProgram(setExitCode: (code: number) => void): Command {
+  const program = new Command('dmkit')
+    .description("Linux device mapper's block services in user space: no root, no kernel module.")
+    .version(`dmkit ${version}`, '-V, --version', 'print the version')
+    .showHelpAfterError('(try --help)')
+    .exitOverride();
+
+  tableOptions(program.command('serve'))
+    .description('build devices out of tables and serve them over NBD, in the foreground')
+    .argument('<name...>', 'names of the devices; each has its own --table or --table-file, in the same order')
+    .option('--read-only', 'nothing can be written through any device')
+    .option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT (loopback only); without it, a Unix socket in a new folder')
+    .option('--run <command>', 'run a shell command with $uri set, then stop and exit with its code')
+    .addHelpText('after', SERVE_HELP)
+    .action(async (names: string[], options: Omit<ServeOptions, 'names'>) => {
+      const { serve } = await import('./serve.ts');
+      setExitCode(await serve({ ...options, names }));
+    });
+
+  program
+    .command('version')
+    .description('print the version and how this machine’s files and disks are reached')
+    .action(async () => {
+      const { printVersion } = await import('./version.ts');
+      printVersion();
+    });
+
+  program
+    .command('targets')
+    .description('list the kinds of table lines, as dmsetup targets does')
+    .action(async () => {
+      const { printTargets } = await import('./targets.ts');
+      printTargets();
+    });
+  return program;
+}
+
+const SERVE_HELP = `
+A table has dmsetup's form, one line a target: START LENGTH TYPE PARAMETERS, in sectors of 512 bytes.
+  linear DEVICE OFFSET | striped STRIPES CHUNK [DEVICE OFFSET]... | zero | error
+DEVICE is an image, a block device, MAJOR:MINOR, or /dev/mapper/NAME of a device named earlier.
+
+The command prints a URI for each device when it is ready. SIGINT or SIGTERM stops it: no new client, what is in
+flight is finished and flushed.
+
+Examples:
+  dmkit serve disk --table '0 204800 linear a.img 0'
+  dmkit serve both --table '0 2048 linear a.img 0
+  2048 2048 linear b.img 0' --nbd unix:/tmp/both.sock
+  dmkit serve stripe --table '0 4096 striped 2 128 a.img 0 b.img 0' --run 'nbdinfo "$uri"'
+  dmkit serve low --table-file low.table top --table '0 100 linear /dev/mapper/low 8' --read-only`;
+
+async function main(): Promise<void> {
+  let exitCode = 0;
+  const program = buildProgram((code) => {
+    exitCode = code;
+  });
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    // Help and version end here too, with code 0; what commander refused it has printed already.
+    exitCode = error instanceof CommanderError ? error.exitCode : EXIT_FAILURE;
+    if (!(error instanceof CommanderError)) reportFailure(error);
+  }
+  // Not process.exit: what is still to be printed to a pipe would be cut off.
+  process.exitCode = exitCode;
+}
+
+// A reader that went away (dmkit targets | head -1) is no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  throw error;
+});
+
+await main();
