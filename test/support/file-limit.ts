@@ -6,7 +6,7 @@ const limitSeconds = Number(process.env.DMKIT_FILE_LIMIT ?? 300);
 
 const killer = `
   const fs = require('node:fs');
-  const [pid, seconds] = [Number(process.argv[1]), Number(process.argv[2])];
+  const [pid, seconds, what] = [Number(process.argv[1]), Number(process.argv[2]), process.argv[3]];
   const kill = (pid) => { try { process.kill(pid, 'SIGKILL'); } catch {} };
   // Its servers and clients would live on: each leads a process group of its own.
   const parents = () => {
@@ -25,7 +25,7 @@ const killer = `
   process.stdin.on('end', () => process.exit(0));
   process.stdin.on('error', () => process.exit(0));
   setTimeout(() => {
-    process.stderr.write('\\ndmkit: a test file ran longer than ' + seconds + ' s, killing its process ' + pid + '\\n');
+    process.stderr.write('\\ndmkit: ' + what + ' ran longer than ' + seconds + ' s, killing its process ' + pid + '\\n');
     for (const child of descendants(pid, parents())) if (child !== process.pid) kill(child);
     kill(pid);
     process.exit(1);
@@ -33,8 +33,8 @@ const killer = `
 `;
 
 /** Starts the watchdog. It ends by itself when this process goes: its standard input closes. */
-export function startFileLimit(seconds: number, pid = process.pid): () => void {
-  const child = spawn(process.execPath, ['-e', killer, String(pid), String(seconds)], {
+export function startFileLimit(seconds: number, pid = process.pid, what = 'a test file'): () => void {
+  const child = spawn(process.execPath, ['-e', killer, String(pid), String(seconds), what], {
     stdio: ['pipe', 'ignore', 'inherit'],
   });
   child.unref();
@@ -44,7 +44,7 @@ export function startFileLimit(seconds: number, pid = process.pid): () => void {
 }
 
 if (process.env.VITEST !== undefined && limitSeconds > 0) {
-  const { afterAll } = await import('vitest');
-  const stop = startFileLimit(limitSeconds);
+  const { afterAll, expect } = await import('vitest');
+  const stop = startFileLimit(limitSeconds, process.pid, expect.getState().testPath);
   afterAll(stop);
 }
