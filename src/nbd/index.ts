@@ -1,2 +1,4 @@
-// An entry of the package: its exports come with the parts behind it.
-export {};
+// The public entry `dmkit/nbd`.
+export { NodeLoop } from '../reactor/node-loop.ts';
+export type { NbdExport } from './server/exports.ts';
+export { NbdServer, type NbdServerOptions, type NbdServerStatistics } from './server/server.ts';

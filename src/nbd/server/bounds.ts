@@ -1,0 +1,55 @@
+// Every bound of the NBD server, with its reason. Where an option of NbdServer may set another, it says so.
+
+/** A READ's or WRITE's data. The nbd project's own tests write 47.6 MiB at once; clients of repute stop at 32 or 64 MiB. */
+export const MAX_PAYLOAD_BYTE_LENGTH = 64 * 1024 * 1024;
+
+/** What INFO suggests for requests: a page, as most filesystems above write. */
+export const PREFERRED_BLOCK_BYTE_LENGTH = 4096;
+
+/**
+ * An option's data. The longest that is of any use is GO with a name of 4096 bytes and every one of 65,535 information
+ * types (135,172 bytes); above that it is an attack on memory or time, and the connection ends.
+ */
+export const MAX_OPTION_BYTE_LENGTH = 6 + 4096 + 2 * 65_535;
+
+/** Replies to options that the client has not taken. Past it the next option waits. */
+export const MAX_UNSENT_OPTION_BYTE_LENGTH = 256 * 1024;
+
+/** From the first byte to the transmission phase. Long enough for a person at nbdsh, short enough to get rid of idlers. (option) */
+export const HANDSHAKE_TIMEOUT_MILLISECONDS = 30_000;
+
+/** Connections of one server at one time; each costs a socket and up to MAX_OPTION_BYTE_LENGTH before it proved anything. (option) */
+export const MAX_CONNECTION_COUNT = 256;
+
+/** Requests of one connection that the device has: twice what the deepest client here (fio, QEMU with many queues) asks for. (option) */
+export const MAX_CONNECTION_REQUEST_COUNT = 256;
+
+/**
+ * Memory of one connection: data being read or written, and replies not sent. A request begins only below it, so that
+ * one connection holds at most this and one request of the largest size. (option)
+ */
+export const MAX_CONNECTION_BYTE_LENGTH = 64 * 1024 * 1024;
+
+/** The same, for all connections of a server. A connection that holds nothing is let through even then. (option) */
+export const MAX_SERVER_BYTE_LENGTH = 512 * 1024 * 1024;
+
+/**
+ * Free buffers that the server keeps for reuse. Enough for a few busy connections; what comes back beyond it goes to the
+ * garbage collector.
+ */
+export const MAX_FREE_BYTE_LENGTH = 64 * 1024 * 1024;
+
+/** A piece of reply memory: 64 replies with 4 KiB each, so that one turn of a busy client stays in the processor's cache. */
+export const ARENA_BYTE_LENGTH = 264 * 1024;
+
+/** Replies are handed to the socket at least this often within one turn, so that the client works while we do. */
+export const MAX_BATCH_BYTE_LENGTH = 256 * 1024;
+
+/** Data moved for one connection before others (and timers) get their turn. */
+export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;
+
+/** Text after an error reply to an option; far below the protocol's 4096. */
+export const MAX_ERROR_TEXT_BYTE_LENGTH = 512;
+
+/** How long a shutdown waits for devices and clients. (option) */
+export const SHUTDOWN_TIMEOUT_MILLISECONDS = 10_000;

@@ -1,0 +1,117 @@
+// The replies of one connection on their way out. A reply's place is reserved before its data is there, header and data
+// side by side; replies that become ready one after the other in neighbouring places leave as one piece of memory.
+
+import { SIMPLE_REPLY_BYTE_LENGTH } from '../protocol/constants.ts';
+import { encodeSimpleReply } from '../protocol/wire.ts';
+import { ARENA_BYTE_LENGTH } from './bounds.ts';
+import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
+
+/** Neighbouring regions that are ready to leave. */
+interface Stretch {
+  buffer: PooledBuffer;
+  start: number;
+  end: number;
+  regionCount: number;
+}
+
+export class Output {
+  readonly #account: MemoryAccount;
+  readonly #send: (chunks: Uint8Array[], onSent: () => void) => void;
+  readonly #onSent: () => void;
+  #arena: PooledBuffer | null = null;
+  #ready: Stretch[] = [];
+  #readyByteLength = 0;
+
+  /** `onSent` is called after memory came back. */
+  constructor(account: MemoryAccount, send: (chunks: Uint8Array[], onSent: () => void) => void, onSent: () => void) {
+    this.#account = account;
+    this.#send = send;
+    this.#onSent = onSent;
+  }
+
+  /** Bytes that wait for {@link flush}. */
+  get readyByteLength(): number {
+    return this.#readyByteLength;
+  }
+
+  /** The buffer whose bytes from its `used` on (before this call) are now one region of `byteLength` bytes. */
+  reserve(byteLength: number): PooledBuffer {
+    let buffer = this.#arena;
+    if (byteLength > ARENA_BYTE_LENGTH) {
+      buffer = this.#account.take(byteLength);
+    } else if (buffer === null || buffer.bytes.byteLength - buffer.used < byteLength) {
+      buffer = this.#account.take(ARENA_BYTE_LENGTH);
+      this.#arena = buffer;
+    }
+    buffer.used += byteLength;
+    buffer.regionCount++;
+    return buffer;
+  }
+
+  /** A region's first `end - start` bytes are to be sent; the rest, up to `reservedEnd`, goes back where it can. */
+  ready(buffer: PooledBuffer, start: number, end: number, reservedEnd: number): void {
+    if (end !== reservedEnd && buffer.used === reservedEnd) buffer.used = end;
+    this.#readyByteLength += end - start;
+    const last = this.#ready[this.#ready.length - 1];
+    if (last !== undefined && last.buffer === buffer && last.end === start) {
+      last.end = end;
+      last.regionCount++;
+    } else {
+      this.#ready.push({ buffer, start, end, regionCount: 1 });
+    }
+  }
+
+  /** A reply without data. */
+  reply(error: number, cookieHigh: number, cookieLow: number): void {
+    const buffer = this.reserve(SIMPLE_REPLY_BYTE_LENGTH);
+    const end = buffer.used;
+    encodeSimpleReply(buffer.view, end - SIMPLE_REPLY_BYTE_LENGTH, error, cookieHigh, cookieLow);
+    this.ready(buffer, end - SIMPLE_REPLY_BYTE_LENGTH, end, end);
+  }
+
+  /** Sends what is ready, in one go. */
+  flush(): void {
+    const stretches = this.#ready;
+    if (stretches.length === 0) return;
+    this.#ready = [];
+    this.#readyByteLength = 0;
+    const chunks: Uint8Array[] = [];
+    for (const { buffer, start, end } of stretches) chunks.push(buffer.bytes.subarray(start, end));
+    this.#send(chunks, () => {
+      this.#releaseAll(stretches);
+      this.#onSent();
+    });
+  }
+
+  #releaseAll(stretches: readonly Stretch[]): void {
+    for (const { buffer, regionCount } of stretches) this.release(buffer, regionCount);
+  }
+
+  /** Gives up regions. A buffer goes back when its last region does. */
+  release(buffer: PooledBuffer, regionCount = 1): void {
+    buffer.regionCount -= regionCount;
+    if (buffer.regionCount > 0) return;
+    this.#forget(buffer);
+    this.#account.give(buffer);
+  }
+
+  /** Gives up a region that somebody may still write into: its buffer is lost, together with what else is in it. */
+  abandon(buffer: PooledBuffer): void {
+    this.#forget(buffer);
+    // Keeps the count from ever coming down to zero again.
+    buffer.regionCount = Number.POSITIVE_INFINITY;
+    this.#account.abandon(buffer);
+  }
+
+  #forget(buffer: PooledBuffer): void {
+    if (this.#arena === buffer) this.#arena = null;
+  }
+
+  /** Throws away what is ready and was not sent. */
+  discard(): void {
+    const stretches = this.#ready;
+    this.#ready = [];
+    this.#readyByteLength = 0;
+    this.#releaseAll(stretches);
+  }
+}

@@ -1,0 +1,224 @@
+// An NBD server without sockets: it is given connections, wherever they come from.
+
+import { Bio, REQ_OP_FLUSH } from '../../block/bio.ts';
+import type { BlockDevice } from '../../block/block-device.ts';
+import { submitBio } from '../../block/block-device.ts';
+import type { Reactor, Timer, Transport } from '../../block/reactor.ts';
+import {
+  HANDSHAKE_TIMEOUT_MILLISECONDS,
+  MAX_CONNECTION_BYTE_LENGTH,
+  MAX_CONNECTION_COUNT,
+  MAX_CONNECTION_REQUEST_COUNT,
+  MAX_SERVER_BYTE_LENGTH,
+  SHUTDOWN_TIMEOUT_MILLISECONDS,
+} from './bounds.ts';
+import { BufferPool, MemoryAccount } from './buffer-pool.ts';
+import { Connection, type ConnectionHost } from './connection.ts';
+import { ExportTable, type NbdExport } from './exports.ts';
+
+export interface NbdServerOptions {
+  reactor: Reactor;
+  /** The first one is the default, unless one is named `''`. More may be added later. */
+  exports?: Iterable<NbdExport>;
+  /** Told of exceptions (bugs, also a device's) and, as MalformedError, of protocol violations; the connection is closed. */
+  onError?: (error: Error, peer: string) => void;
+  /** From accept to the transmission phase; 30 s. */
+  handshakeTimeoutMilliseconds?: number;
+  /** Connections at one time; one more is closed at once; 256. */
+  maxConnectionCount?: number;
+  /** Requests of one connection that its device has at one time; 256. */
+  maxConnectionRequestCount?: number;
+  /** Memory for data and unsent replies of one connection, to which one request of the largest size may be added; 64 MiB. */
+  maxConnectionByteLength?: number;
+  /** The same for all connections, of which each may have one request even above it; 512 MiB. */
+  maxServerByteLength?: number;
+}
+
+/** What a server holds at the moment. */
+export interface NbdServerStatistics {
+  connectionCount: number;
+  /** Requests that devices have not ended. */
+  requestCount: number;
+  /** Data of requests and replies on their way, in whole buffers. */
+  usedByteLength: number;
+}
+
+export class NbdServer {
+  readonly #reactor: Reactor;
+  readonly #exports = new ExportTable();
+  readonly #connections = new Set<Connection>();
+  readonly #pool: BufferPool;
+  readonly #host: ConnectionHost;
+  readonly #maxConnectionCount: number;
+  #shutdown: Shutdown | null = null;
+
+  /** @throws Error for two exports of one name or a name that the protocol can't carry */
+  constructor(options: NbdServerOptions) {
+    this.#reactor = options.reactor;
+    this.#pool = new BufferPool(options.maxServerByteLength ?? MAX_SERVER_BYTE_LENGTH);
+    this.#maxConnectionCount = options.maxConnectionCount ?? MAX_CONNECTION_COUNT;
+    for (const entry of options.exports ?? []) this.#exports.add(entry);
+    this.#host = this.#makeHost(options);
+  }
+
+  #makeHost(options: NbdServerOptions): ConnectionHost {
+    const server = this;
+    const maxConnectionByteLength = options.maxConnectionByteLength ?? MAX_CONNECTION_BYTE_LENGTH;
+    return {
+      reactor: options.reactor,
+      exports: this.#exports,
+      handshakeTimeoutMilliseconds: options.handshakeTimeoutMilliseconds ?? HANDSHAKE_TIMEOUT_MILLISECONDS,
+      maxConnectionRequestCount: options.maxConnectionRequestCount ?? MAX_CONNECTION_REQUEST_COUNT,
+      get isShuttingDown(): boolean {
+        return server.#shutdown !== null;
+      },
+      newAccount: () => new MemoryAccount(this.#pool, maxConnectionByteLength),
+      report: (error, peer) => options.onError?.(error, peer),
+      onQuiet: () => this.#shutdown?.check(),
+      onGone: (connection) => {
+        this.#connections.delete(connection);
+        this.#shutdown?.check();
+      },
+    };
+  }
+
+  /** Offers another device. @throws Error as the constructor */
+  addExport(entry: NbdExport): void {
+    this.#exports.add(entry);
+  }
+
+  /** Offers it no longer; connections that use it end when what they have begun is answered. False: there is none. */
+  removeExport(name: string): boolean {
+    const entry = this.#exports.remove(name);
+    if (entry === undefined) return false;
+    for (const connection of [...this.#connections]) if (connection.entry === entry) connection.finish();
+    return true;
+  }
+
+  /** The exports, first the default one. */
+  get exports(): readonly NbdExport[] {
+    return [...this.#exports];
+  }
+
+  get statistics(): NbdServerStatistics {
+    let requestCount = 0;
+    for (const connection of this.#connections) requestCount += connection.requestCount;
+    return { connectionCount: this.#connections.size, requestCount, usedByteLength: this.#pool.usedByteLength };
+  }
+
+  /** Serves one client. The transport is the server's from now on. */
+  accept(transport: Transport): void {
+    if (this.#connections.size >= this.#maxConnectionCount) {
+      transport.destroy();
+      return;
+    }
+    const connection = new Connection(this.#host, transport);
+    this.#connections.add(connection);
+    connection.start();
+  }
+
+  /**
+   * Ends: requests that devices have are finished and answered, later ones get ESHUTDOWN, devices are flushed, and the
+   * connections close. After `timeoutMilliseconds` what is left is cut off. Close the listeners first.
+   *
+   * @param done called once; with an error when the time ran out, a flush failed, or the server is ending already
+   */
+  shutdown(
+    done: (error: Error | null) => void = () => {},
+    timeoutMilliseconds: number = SHUTDOWN_TIMEOUT_MILLISECONDS,
+  ): void {
+    if (this.#shutdown !== null) {
+      this.#reactor.wake(() => done(new Error('the server is shutting down already')));
+      return;
+    }
+    const devices = new Set<BlockDevice>();
+    for (const { device } of this.#exports) devices.add(device);
+    for (const { entry } of this.#connections) if (entry !== null) devices.add(entry.device);
+    this.#shutdown = new Shutdown(this.#reactor, this.#connections, devices, done);
+    this.#shutdown.start(timeoutMilliseconds);
+  }
+}
+
+/** The steps of a shutdown: wait until all is answered, flush, close, wait until all are gone. */
+class Shutdown {
+  readonly #reactor: Reactor;
+  readonly #connections: ReadonlySet<Connection>;
+  readonly #devices: ReadonlySet<BlockDevice>;
+  readonly #done: (error: Error | null) => void;
+  #timer: Timer | null = null;
+  #step: 'answering' | 'flushing' | 'closing' | 'done' = 'answering';
+  #flushCount = 0;
+  #error: Error | null = null;
+
+  constructor(
+    reactor: Reactor,
+    connections: ReadonlySet<Connection>,
+    devices: ReadonlySet<BlockDevice>,
+    done: (error: Error | null) => void,
+  ) {
+    this.#reactor = reactor;
+    this.#connections = connections;
+    this.#devices = devices;
+    this.#done = done;
+  }
+
+  start(timeoutMilliseconds: number): void {
+    this.#timer = this.#reactor.after(timeoutMilliseconds, () => this.#onTimeout());
+    this.#reactor.wake(() => this.check());
+  }
+
+  check(): void {
+    if (this.#step === 'answering') {
+      for (const connection of this.#connections) if (connection.isInTransmission && !connection.isQuiet) return;
+      this.#flush();
+    } else if (this.#step === 'closing' && this.#connections.size === 0) {
+      this.#finish();
+    }
+  }
+
+  #flush(): void {
+    this.#step = 'flushing';
+    this.#flushCount = 1;
+    for (const device of this.#devices) {
+      this.#flushCount++;
+      const bio = new Bio();
+      bio.reset(REQ_OP_FLUSH, 0, device, 0, 0);
+      bio.onEnd = () => this.#onFlushed(bio.status === 0 ? null : bio.toError(device));
+      try {
+        submitBio(bio);
+      } catch (error) {
+        this.#onFlushed(error as Error);
+      }
+    }
+    this.#onFlushed(null);
+  }
+
+  #onFlushed(error: Error | null): void {
+    this.#error ??= error;
+    if (--this.#flushCount > 0 || this.#step !== 'flushing') return;
+    this.#step = 'closing';
+    for (const connection of [...this.#connections]) {
+      if (connection.isInTransmission) connection.endOutput();
+      else connection.destroy();
+    }
+    this.check();
+  }
+
+  #onTimeout(): void {
+    let requestCount = 0;
+    for (const connection of this.#connections) requestCount += connection.requestCount;
+    this.#error ??= new Error(
+      `the shutdown took too long: ${this.#connections.size} connections were cut off, devices still have ${requestCount} requests`,
+    );
+    for (const connection of [...this.#connections]) connection.destroy();
+    this.#finish();
+  }
+
+  #finish(): void {
+    if (this.#step === 'done') return;
+    this.#step = 'done';
+    this.#timer?.cancel();
+    const done = this.#done;
+    this.#reactor.wake(() => done(this.#error));
+  }
+}
