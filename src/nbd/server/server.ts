@@ -45,7 +45,8 @@ export interface NbdServerStatistics {
 
 export class NbdServer {
   readonly #reactor: Reactor;
-  readonly #exports = new ExportTable();
+  /** What is offered; may be added to at any time. {@link removeExport} takes out. */
+  readonly exports = new ExportTable();
   readonly #connections = new Set<Connection>();
   readonly #pool: BufferPool;
   readonly #host: ConnectionHost;
@@ -57,7 +58,7 @@ export class NbdServer {
     this.#reactor = options.reactor;
     this.#pool = new BufferPool(options.maxServerByteLength ?? MAX_SERVER_BYTE_LENGTH);
     this.#maxConnectionCount = options.maxConnectionCount ?? MAX_CONNECTION_COUNT;
-    for (const entry of options.exports ?? []) this.#exports.add(entry);
+    for (const entry of options.exports ?? []) this.exports.add(entry);
     this.#host = this.#makeHost(options);
   }
 
@@ -66,7 +67,7 @@ export class NbdServer {
     const maxConnectionByteLength = options.maxConnectionByteLength ?? MAX_CONNECTION_BYTE_LENGTH;
     return {
       reactor: options.reactor,
-      exports: this.#exports,
+      exports: this.exports,
       handshakeTimeoutMilliseconds: options.handshakeTimeoutMilliseconds ?? HANDSHAKE_TIMEOUT_MILLISECONDS,
       maxConnectionRequestCount: options.maxConnectionRequestCount ?? MAX_CONNECTION_REQUEST_COUNT,
       get isShuttingDown(): boolean {
@@ -82,22 +83,12 @@ export class NbdServer {
     };
   }
 
-  /** Offers another device. @throws Error as the constructor */
-  addExport(entry: NbdExport): void {
-    this.#exports.add(entry);
-  }
-
   /** Offers it no longer; connections that use it end when what they have begun is answered. False: there is none. */
   removeExport(name: string): boolean {
-    const entry = this.#exports.remove(name);
+    const entry = this.exports.remove(name);
     if (entry === undefined) return false;
     for (const connection of [...this.#connections]) if (connection.entry === entry) connection.finish();
     return true;
-  }
-
-  /** The exports, first the default one. */
-  get exports(): readonly NbdExport[] {
-    return [...this.#exports];
   }
 
   get statistics(): NbdServerStatistics {
@@ -132,7 +123,7 @@ export class NbdServer {
       return;
     }
     const devices = new Set<BlockDevice>();
-    for (const { device } of this.#exports) devices.add(device);
+    for (const { device } of this.exports) devices.add(device);
     for (const { entry } of this.#connections) if (entry !== null) devices.add(entry.device);
     this.#shutdown = new Shutdown(this.#reactor, this.#connections, devices, done);
     this.#shutdown.start(timeoutMilliseconds);

@@ -1,0 +1,232 @@
+// A client's half of the handshake: greeting, flags, and one option with its replies. Fed with bytes in any portions.
+
+import { Errno } from '../../block/errno.ts';
+import { DmError } from '../../block/errors.ts';
+import {
+  FLAG_FIXED_NEWSTYLE,
+  FLAG_NO_ZEROES,
+  GREETING_BYTE_LENGTH,
+  INFO_BLOCK_SIZE,
+  INFO_DESCRIPTION,
+  INFO_EXPORT,
+  INFO_NAME,
+  NBD_MAGIC_HIGH,
+  NBD_MAGIC_LOW,
+  OLD_STYLE_MAGIC_HIGH,
+  OPT_ABORT,
+  OPT_GO,
+  OPT_LIST,
+  OPTION_MAGIC_HIGH,
+  OPTION_MAGIC_LOW,
+  OPTION_REPLY_HEADER_BYTE_LENGTH,
+  REP_ACK,
+  REP_ERR_SHUTDOWN,
+  REP_ERR_TLS_REQD,
+  REP_ERR_UNKNOWN,
+  REP_ERR_UNSUP,
+  REP_ERROR_BIT,
+  REP_INFO,
+  REP_SERVER,
+} from '../protocol/constants.ts';
+import {
+  type BlockSizes,
+  decodeBlockSizes,
+  decodeExportInfo,
+  decodeServerReply,
+  decodeString,
+  type ExportDescription,
+  type ExportInfo,
+  encodeGoRequest,
+  MalformedError,
+} from '../protocol/info.ts';
+import { encodeOptionHeader, isOptionReply } from '../protocol/wire.ts';
+import { MAX_OPTION_REPLY_BYTE_LENGTH, MAX_OPTION_REPLY_COUNT } from './bounds.ts';
+
+/** What GO told about the export. */
+export interface NbdExportDetails extends ExportInfo {
+  /** The name the server knows it by, which may not be the one that was asked; null where it does not say. */
+  name: string | null;
+  description: string | null;
+  /** Null where the server does not say. */
+  blockSizes: BlockSizes | null;
+}
+
+/** What the handshake is for. */
+export type HandshakeGoal = { kind: 'go'; exportName: string } | { kind: 'list' };
+
+export interface HandshakeEvents {
+  send(message: Uint8Array): void;
+  onExport(details: NbdExportDetails): void;
+  onList(exports: ExportDescription[]): void;
+}
+
+/** What an error reply means, for the errno of the exception. */
+function errnoOfReply(type: number): number {
+  switch (type) {
+    case REP_ERR_UNKNOWN:
+      return Errno.ENOENT;
+    case REP_ERR_UNSUP:
+      return Errno.EOPNOTSUPP;
+    case REP_ERR_SHUTDOWN:
+      return Errno.ESHUTDOWN;
+    case REP_ERR_TLS_REQD:
+      return Errno.EACCES;
+    default:
+      return Errno.EINVAL;
+  }
+}
+
+export class ClientHandshake {
+  readonly #goal: HandshakeGoal;
+  readonly #events: HandshakeEvents;
+  #state: 'greeting' | 'reply header' | 'reply data' | 'over' = 'greeting';
+  readonly #header = new Uint8Array(OPTION_REPLY_HEADER_BYTE_LENGTH);
+  readonly #view = new DataView(this.#header.buffer);
+  #data = new Uint8Array(0);
+  #have = 0;
+  #replyCount = 0;
+  #export: ExportInfo | null = null;
+  #name: string | null = null;
+  #description: string | null = null;
+  #blockSizes: BlockSizes | null = null;
+  readonly #list: ExportDescription[] = [];
+
+  constructor(goal: HandshakeGoal, events: HandshakeEvents) {
+    this.#goal = goal;
+    this.#events = events;
+  }
+
+  get isOver(): boolean {
+    return this.#state === 'over';
+  }
+
+  /**
+   * Takes bytes from `offset` on; what follows the last reply of GO is not taken.
+   *
+   * @returns where it stopped
+   * @throws MalformedError for a server that breaks the protocol; DmError for one that refuses
+   */
+  consume(chunk: Uint8Array, start: number): number {
+    let offset = start;
+    while (offset < chunk.byteLength && this.#state !== 'over') {
+      const target = this.#state === 'reply data' ? this.#data : this.#header;
+      const need = this.#state === 'greeting' ? GREETING_BYTE_LENGTH : target.byteLength;
+      const count = Math.min(need - this.#have, chunk.byteLength - offset);
+      target.set(chunk.subarray(offset, offset + count), this.#have);
+      this.#have += count;
+      offset += count;
+      if (this.#have === need) this.#advance();
+    }
+    return offset;
+  }
+
+  #advance(): void {
+    this.#have = 0;
+    if (this.#state === 'greeting') this.#onGreeting();
+    else if (this.#state === 'reply header') this.#onReplyHeader();
+    else this.#onReply();
+  }
+
+  #onGreeting(): void {
+    const view = this.#view;
+    if (view.getUint32(0) !== NBD_MAGIC_HIGH || view.getUint32(4) !== NBD_MAGIC_LOW) {
+      throw new MalformedError('this is no NBD server');
+    }
+    if (view.getUint32(8) === OLD_STYLE_MAGIC_HIGH) throw new MalformedError('the server speaks only the old style');
+    const isNewStyle = view.getUint32(8) === OPTION_MAGIC_HIGH && view.getUint32(12) === OPTION_MAGIC_LOW;
+    const serverFlags = view.getUint16(16);
+    if (!isNewStyle || (serverFlags & FLAG_FIXED_NEWSTYLE) === 0) {
+      throw new MalformedError('the server does not speak the fixed new style');
+    }
+    this.#events.send(this.#firstMessage(FLAG_FIXED_NEWSTYLE | (serverFlags & FLAG_NO_ZEROES)));
+    this.#state = 'reply header';
+  }
+
+  /** The client flags and the one option, in one message. */
+  #firstMessage(flags: number): Uint8Array {
+    const data =
+      this.#goal.kind === 'list'
+        ? new Uint8Array(0)
+        : encodeGoRequest(this.#goal.exportName, [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE]);
+    const message = new Uint8Array(20 + data.byteLength);
+    const view = new DataView(message.buffer);
+    view.setUint32(0, flags);
+    encodeOptionHeader(view, 4, this.#option, data.byteLength);
+    message.set(data, 20);
+    return message;
+  }
+
+  get #option(): number {
+    return this.#goal.kind === 'list' ? OPT_LIST : OPT_GO;
+  }
+
+  #onReplyHeader(): void {
+    const view = this.#view;
+    if (!isOptionReply(view, 0)) throw new MalformedError('an option reply without its magic');
+    if (view.getUint32(8) !== this.#option) throw new MalformedError('a reply to an option that was not sent');
+    const byteLength = view.getUint32(16);
+    if (byteLength > MAX_OPTION_REPLY_BYTE_LENGTH) throw new MalformedError(`an option reply of ${byteLength} bytes`);
+    if (++this.#replyCount > MAX_OPTION_REPLY_COUNT) throw new MalformedError('too many replies to one option');
+    this.#data = new Uint8Array(byteLength);
+    this.#state = 'reply data';
+    if (byteLength === 0) this.#onReply();
+  }
+
+  #onReply(): void {
+    this.#state = 'reply header';
+    const type = this.#view.getUint32(12);
+    const data = this.#data;
+    if (type >= REP_ERROR_BIT) this.#onErrorReply(type, data);
+    else if (type === REP_ACK) this.#onAck();
+    else if (type === REP_INFO && this.#goal.kind === 'go') this.#onInfo(data);
+    else if (type === REP_SERVER && this.#goal.kind === 'list') this.#list.push(decodeServerReply(data));
+    else throw new MalformedError(`an option reply of the unknown type ${type}`);
+  }
+
+  #onErrorReply(type: number, data: Uint8Array): never {
+    const text = new TextDecoder().decode(data.subarray(0, 4096));
+    const what = this.#goal.kind === 'list' ? 'the list' : `the export ${JSON.stringify(this.#goal.exportName)}`;
+    const code = `0x${type.toString(16)}`;
+    throw new DmError(errnoOfReply(type), `the server refuses ${what} (${code})${text === '' ? '' : `: ${text}`}`);
+  }
+
+  #onInfo(data: Uint8Array): void {
+    if (data.byteLength < 2) throw new MalformedError('an information reply has at least 2 bytes');
+    switch ((data[0]! << 8) | data[1]!) {
+      case INFO_EXPORT:
+        this.#export = decodeExportInfo(data);
+        break;
+      case INFO_NAME:
+        this.#name = decodeString(data.subarray(2), 'the export name');
+        break;
+      case INFO_DESCRIPTION:
+        this.#description = decodeString(data.subarray(2), 'the description');
+        break;
+      case INFO_BLOCK_SIZE:
+        this.#blockSizes = decodeBlockSizes(data);
+        break;
+      default:
+      // Later kinds are to be ignored.
+    }
+  }
+
+  #onAck(): void {
+    if (this.#goal.kind === 'list') {
+      this.#state = 'over';
+      const message = new Uint8Array(16);
+      encodeOptionHeader(new DataView(message.buffer), 0, OPT_ABORT, 0);
+      this.#events.send(message);
+      this.#events.onList(this.#list);
+      return;
+    }
+    const info = this.#export;
+    if (info === null) throw new MalformedError('the server says nothing about the export');
+    // A size that is no exact number can't be told from its neighbours; the bound is far past any device.
+    if (info.byteLength > Number.MAX_SAFE_INTEGER * 512) {
+      throw new MalformedError('an export larger than 2^62 bytes');
+    }
+    this.#state = 'over';
+    const blockSizes = this.#blockSizes;
+    this.#events.onExport({ ...info, name: this.#name, description: this.#description, blockSizes });
+  }
+}
