@@ -1,0 +1,102 @@
+// Which memory may go to a system call, and where it is. The kernel writes to addresses: memory that can be taken away
+// from under a call (resizable, WebAssembly's, detached) is refused before anything is sent.
+import * as workerThreads from 'node:worker_threads';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+
+/** What is known about one ArrayBuffer. */
+export interface MemoryRegion {
+  /** Address of its first byte; 0 until an engine asked for it. */
+  address: number;
+  /** It can't be transferred to another thread any more. */
+  pinned: boolean;
+}
+
+const regions = new WeakMap<ArrayBufferLike, MemoryRegion>();
+
+const WEBASSEMBLY_PAGE_BYTE_LENGTH = 65536;
+const refusesToBeCloned = (): void => {};
+/** Node 21 and later. */
+const isMarkedAsUntransferable = (
+  workerThreads as unknown as { isMarkedAsUntransferable?: (object: object) => boolean }
+).isMarkedAsUntransferable;
+
+/**
+ * WebAssembly's memory is moved by memory.grow() and no predicate tells it from other memory, but it can't be
+ * transferred. A transfer is tried that must fail either way: the list names the buffer twice, and where it is
+ * transferable this is what is complained about; otherwise it is skipped or refused first. Costs some 15 us, once for
+ * a buffer, and only for whole WebAssembly pages.
+ */
+function isTransferable(buffer: ArrayBuffer): boolean {
+  try {
+    structuredClone(refusesToBeCloned, { transfer: [buffer, buffer] });
+  } catch (error) {
+    return error instanceof Error && error.message.includes('duplicate');
+  }
+  return false;
+}
+
+function isWebAssemblyMemory(buffer: ArrayBufferLike): boolean {
+  if (!(buffer instanceof ArrayBuffer)) return false;
+  if (buffer.byteLength === 0 || buffer.byteLength % WEBASSEMBLY_PAGE_BYTE_LENGTH !== 0) return false;
+  if (isMarkedAsUntransferable?.(buffer)) return false;
+  return !isTransferable(buffer);
+}
+
+function refused(reason: string): DmError {
+  return new DmError(Errno.EFAULT, `memory that an engine can't use: ${reason}`);
+}
+
+/**
+ * What is known about `buffer`, after the checks of its first use.
+ *
+ * @throws DmError EFAULT for memory that may move or vanish: resizable, growable, WebAssembly's
+ */
+export function regionOf(buffer: ArrayBufferLike): MemoryRegion {
+  const known = regions.get(buffer);
+  if (known !== undefined) return known;
+  const growing = buffer as { resizable?: boolean; growable?: boolean };
+  if (growing.resizable || growing.growable) throw refused('its buffer is resizable; copy it into one of fixed size');
+  if (isWebAssemblyMemory(buffer)) {
+    throw refused("it is WebAssembly's (or marked as untransferable, on Node 20); copy it into a plain Uint8Array");
+  }
+  const region: MemoryRegion = { address: 0, pinned: false };
+  regions.set(buffer, region);
+  return region;
+}
+
+/** Says that `buffer` stays where it is and at its size, though it can't be transferred (memory out of koffi.view). */
+export function trustMemory(buffer: ArrayBufferLike, address = 0): void {
+  regions.set(buffer, { address, pinned: true });
+}
+
+/**
+ * Checks `byteLength` bytes of `view` from `offset`: to be called at the edge, where an exception reaches the caller.
+ * Below, the same memory fails its bio with EFAULT.
+ *
+ * @throws DmError EFAULT for memory that may move or vanish, EINVAL for a range outside `view` (a detached one has none)
+ */
+export function checkMemory(view: Uint8Array, offset = 0, byteLength: number = view.byteLength - offset): void {
+  if (!rangeIsInside(view, offset, byteLength) || (byteLength > 0 && view.byteLength === 0)) {
+    const size = view.byteLength === 0 ? 'empty, or was transferred away' : `${view.byteLength} bytes long`;
+    throw new DmError(Errno.EINVAL, `bytes ${offset} to ${offset + byteLength} asked of memory that is ${size}`);
+  }
+  regionOf(view.buffer);
+}
+
+/** True where `byteLength` bytes from `offset` are in `view` now; a detached one is empty. */
+export function rangeIsInside(view: Uint8Array, offset: number, byteLength: number): boolean {
+  return offset >= 0 && byteLength >= 0 && offset + byteLength <= view.byteLength;
+}
+
+/**
+ * Keeps `buffer` in this thread for ever: a transfer would take memory away that a call on another thread uses.
+ *
+ * @throws DmError as {@link regionOf}
+ */
+export function pinMemory(buffer: ArrayBufferLike): void {
+  const region = regionOf(buffer);
+  if (region.pinned) return;
+  if (buffer instanceof ArrayBuffer) workerThreads.markAsUntransferable(buffer);
+  region.pinned = true;
+}

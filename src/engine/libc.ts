@@ -1,0 +1,98 @@
+// The C library's calls through koffi, loaded when the first device is opened and not before: a program that only
+// reads tables needs no native code. Addresses are plain numbers (user space ends below 2^48).
+import { createRequire } from 'node:module';
+import { endianness } from 'node:os';
+
+/** What a call on another thread ends with: its result, and errno where that is negative. */
+export type LibcCallback = (result: number, errno: number) => void;
+
+/** The calls that engines and devices make. A negative result: see errno(). Byte offsets past 2^53 come as BigInt. */
+export interface Libc {
+  pread(fd: number, address: number, byteLength: number, offset: number | bigint): number;
+  pwrite(fd: number, address: number, byteLength: number, offset: number | bigint): number;
+  preadv(fd: number, iovec: number, count: number, offset: number | bigint): number;
+  pwritev(fd: number, iovec: number, count: number, offset: number | bigint): number;
+  preadv2(fd: number, iovec: number, count: number, offset: number | bigint, flags: number): number;
+  fallocate(fd: number, mode: number, offset: number | bigint, byteLength: number | bigint): number;
+  fallocateOnThread(
+    fd: number,
+    mode: number,
+    offset: number | bigint,
+    byteLength: number | bigint,
+    done: LibcCallback,
+  ): void;
+  lseek(fd: number, offset: number | bigint, whence: number): number | bigint;
+  ioctl(fd: number, request: number, address: number): number;
+  ioctlOnThread(fd: number, request: number, address: number, done: LibcCallback): void;
+  fcntl(fd: number, command: number, address: number): number;
+  /** Of the last call above that was negative. */
+  errno(): number;
+  /** Address of the first byte of `buffer`, which the caller keeps alive. */
+  addressOf(buffer: ArrayBufferLike): number;
+}
+
+interface KoffiFunction {
+  (...args: unknown[]): number;
+  async(...args: unknown[]): void;
+}
+
+interface Koffi {
+  load(path: string | null): { func(definition: string): KoffiFunction };
+  address(value: unknown): bigint;
+  view?: unknown;
+  errno(): number;
+}
+
+/** The library, or why there is none. */
+export type LibcLoad = { libc: Libc; reason: null } | { libc: null; reason: string };
+
+// off_t is 64 bits here whatever the name, and variadic calls pass their arguments as others do.
+const KNOWN_ARCHITECTURES = new Set(['x64', 'arm64', 'riscv64', 'loong64']);
+
+let loaded: LibcLoad | null = null;
+
+/** Loads the C library, once for this thread. Never throws: without it there is still node:fs. */
+export function loadLibc(): LibcLoad {
+  loaded ??= tryToLoad();
+  return loaded;
+}
+
+function tryToLoad(): LibcLoad {
+  if (process.platform !== 'linux') return { libc: null, reason: `it needs Linux, and this is ${process.platform}` };
+  if (!KNOWN_ARCHITECTURES.has(process.arch) || endianness() !== 'LE') {
+    return { libc: null, reason: `it does not know this processor (${process.arch})` };
+  }
+  try {
+    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+    if (typeof koffi.view !== 'function') return { libc: null, reason: 'this koffi is too old: it has no view()' };
+    return { libc: bind(koffi), reason: null };
+  } catch (error) {
+    const text = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
+    return { libc: null, reason: `koffi can't be loaded: ${text}` };
+  }
+}
+
+function bind(koffi: Koffi): Libc {
+  // null: this program's own symbols, which have the C library's among them, whichever it is (glibc, musl).
+  const library = koffi.load(null);
+  const fallocate = library.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)');
+  const ioctl = library.func('int ioctl(int fd, unsigned long request, uintptr_t argument)');
+  const onThread = (done: LibcCallback) => (error: unknown, result: number) =>
+    done(error === null ? result : -1, error === null ? koffi.errno() : 5);
+  return {
+    pread: library.func('int64_t pread(int fd, uintptr_t buffer, size_t length, int64_t offset)'),
+    pwrite: library.func('int64_t pwrite(int fd, uintptr_t buffer, size_t length, int64_t offset)'),
+    preadv: library.func('int64_t preadv(int fd, uintptr_t iovec, int count, int64_t offset)'),
+    pwritev: library.func('int64_t pwritev(int fd, uintptr_t iovec, int count, int64_t offset)'),
+    preadv2: library.func('int64_t preadv2(int fd, uintptr_t iovec, int count, int64_t offset, int flags)'),
+    fallocate,
+    fallocateOnThread: (fd, mode, offset, byteLength, done) =>
+      fallocate.async(fd, mode, offset, byteLength, onThread(done)),
+    lseek: library.func('int64_t lseek(int fd, int64_t offset, int whence)'),
+    ioctl,
+    ioctlOnThread: (fd, request, address, done) => ioctl.async(fd, request, address, onThread(done)),
+    fcntl: library.func('int fcntl(int fd, int command, uintptr_t argument)'),
+    errno: () => koffi.errno(),
+    addressOf: (buffer) => Number(koffi.address(new Uint8Array(buffer))),
+  };
+}
