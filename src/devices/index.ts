@@ -1,2 +1,5 @@
 // What is at the bottom of a stack: memory, image files, block devices, and the registry that makes each one object.
+export { HostBlockDevice } from './block.ts';
+export { FileDevice } from './file.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './memory.ts';
+export { type DeviceInfo, DeviceRegistry, type DeviceRegistryOptions } from './registry.ts';

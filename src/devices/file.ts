@@ -1,0 +1,57 @@
+// An image file as a device.
+import fs from 'node:fs';
+import { Errno } from '../block/errno.ts';
+import { defaultLimits, type QueueLimits, UNLIMITED_SECTOR_COUNT } from '../block/limits.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
+import type { EngineFile, Libc } from '../engine/index.ts';
+import { EngineDevice } from './engine-device.ts';
+
+const FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 3;
+const PROBE_BYTE_LENGTH = 4096n;
+const MAX_FILE_OFFSET = 2n ** 63n - 1n;
+
+/** True unless the file system says that it makes no holes. Asks behind the end of the file, where nothing is. */
+export function takesHoles(libc: Libc, fd: number): boolean {
+  const { size } = fs.fstatSync(fd, { bigint: true });
+  const offset = ((size + PROBE_BYTE_LENGTH - 1n) / PROBE_BYTE_LENGTH) * PROBE_BYTE_LENGTH;
+  if (offset + PROBE_BYTE_LENGTH > MAX_FILE_OFFSET) return true;
+  if (libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE_KEEP_SIZE, offset, PROBE_BYTE_LENGTH) === 0) return true;
+  const errno = libc.errno();
+  return errno !== Errno.EOPNOTSUPP && errno !== Errno.ENOSYS;
+}
+
+function limitsOf(file: EngineFile, libc: Libc | null, readOnly: boolean): QueueLimits {
+  const limits = defaultLimits();
+  // The page cache is one: only fdatasync makes a write durable.
+  limits.hasWriteCache = true;
+  if (libc === null || !file.engine.capabilities.fallocate) return limits;
+  limits.maxWriteZeroesSectorCount = UNLIMITED_SECTOR_COUNT;
+  // A descriptor for reading can't be asked; it is asked when the device is opened for writing.
+  if (!readOnly && !takesHoles(libc, file.fd)) return limits;
+  limits.maxDiscardSectorCount = UNLIMITED_SECTOR_COUNT;
+  limits.discardGranularity = fs.fstatSync(file.fd).blksize;
+  return limits;
+}
+
+/**
+ * A regular file as a device: its whole sectors; bytes behind the last whole sector are out of reach. Its name is the
+ * absolute path it was opened by. A file that is cut while it is open gives EIO for what is missing.
+ */
+export class FileDevice extends EngineDevice {
+  /** @param file open, and from now on the device's */
+  constructor(file: EngineFile, libc: Libc | null, readOnly: boolean) {
+    super(file.path, file, readOnly, wholeSectors(file.fd), limitsOf(file, libc, readOnly));
+  }
+
+  /** Takes over the size that the file has now. @returns sectorCount */
+  refreshSize(): number {
+    this.sectorCount = wholeSectors(this.fd);
+    return this.sectorCount;
+  }
+}
+
+function wholeSectors(fd: number): number {
+  // 2^63 bytes are 2^54 sectors, one bit more than a device here can have.
+  const count = fs.fstatSync(fd, { bigint: true }).size / BigInt(SECTOR_SIZE);
+  return Math.min(Number(count), Number.MAX_SAFE_INTEGER);
+}

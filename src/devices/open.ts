@@ -1,0 +1,151 @@
+// From a table's argument to an open descriptor, with the errors that the kernel's look-up of a device gives.
+import fs from 'node:fs';
+import { resolve } from 'node:path';
+import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { EngineFile, EngineSet, FileKind } from '../engine/index.ts';
+import { formatDeviceNumber } from './block.ts';
+import { holderOfBlockDevice, lockForWriting } from './lock.ts';
+
+/** What a path leads to: the same for every path to the same file or device. */
+export interface Found {
+  readonly path: string;
+  readonly kind: FileKind;
+  /** Of the file's (st_dev, st_ino), or of the block device's number. */
+  readonly key: string;
+  /** The number of a block device; 0n for a file. */
+  readonly rdev: bigint;
+}
+
+/** An open file with its engine. */
+export interface Opened {
+  readonly file: EngineFile;
+  /** Nobody else can open it for writing. */
+  readonly locked: boolean;
+}
+
+/**
+ * Finds what a table's argument names: a path (relative ones start at `baseFolder`) or `major:minor`.
+ *
+ * @throws DmError ENODEV for a path that leads to nothing of use, ENXIO for a number without a device, EACCES
+ */
+export function findDevice(argument: string, baseFolder: string): Found {
+  if (/^\d+:\d+$/.test(argument)) return findByNumber(argument);
+  if (argument === '') throw new DmError(Errno.ENODEV, 'the path of a device is empty');
+  return findByPath(resolve(baseFolder, argument));
+}
+
+function findByPath(path: string): Found {
+  let stat: fs.BigIntStats;
+  try {
+    stat = fs.statSync(path, { bigint: true });
+  } catch (error) {
+    throw notFound(path, errnoFromException(error));
+  }
+  return describe(path, stat);
+}
+
+function notFound(path: string, errno: number): DmError {
+  if (errno === Errno.EACCES) {
+    return new DmError(errno, `${path} can't be looked up: permission denied on a folder of this path`);
+  }
+  const what =
+    errno === Errno.ENOENT || errno === Errno.ENOTDIR
+      ? 'does not exist'
+      : `can't be looked up (${errnoMessage(errno)})`;
+  return new DmError(Errno.ENODEV, `${path} ${what}; a device is an image file, a block device, or one of dmkit's own`);
+}
+
+function describe(path: string, stat: fs.BigIntStats): Found {
+  if (stat.isFile()) return { path, kind: 'file', key: `file ${stat.dev}:${stat.ino}`, rdev: 0n };
+  if (stat.isBlockDevice()) return { path, kind: 'block', key: `block ${stat.rdev}`, rdev: stat.rdev };
+  throw new DmError(Errno.ENODEV, `${path} is ${kindOf(stat)}; a device is an image file or a block device`);
+}
+
+function kindOf(stat: fs.BigIntStats): string {
+  if (stat.isDirectory()) return 'a directory';
+  if (stat.isCharacterDevice()) return 'a character device';
+  if (stat.isFIFO()) return 'a pipe';
+  if (stat.isSocket()) return 'a socket';
+  return 'of a kind that has no blocks';
+}
+
+/** By sysfs, where there is one: it knows the node's name. */
+function findByNumber(argument: string): Found {
+  const number = argument.split(':').map(Number).join(':');
+  const names: string[] = [];
+  try {
+    const uevent = fs.readFileSync(`/sys/dev/block/${number}/uevent`, 'utf8');
+    const name = /^DEVNAME=(.+)$/m.exec(uevent)?.[1];
+    if (name !== undefined) names.push(`/dev/${name}`);
+  } catch {
+    // No sysfs, or no such device.
+  }
+  names.push(`/dev/block/${number}`);
+  for (const path of names) {
+    try {
+      const stat = fs.statSync(path, { bigint: true });
+      if (stat.isBlockDevice() && formatDeviceNumber(stat.rdev) === number) return describe(path, stat);
+    } catch {
+      // The next.
+    }
+  }
+  const why =
+    names.length > 1 ? `there is such a device, but no node ${names[0]} for it` : 'there is no such block device';
+  throw new DmError(Errno.ENXIO, `${argument}: ${why}`);
+}
+
+/**
+ * Opens what was found. Writing takes a lock: an OFD lock on a file, O_EXCL on a block device. Reading takes none: an
+ * image may be read by others while it is written, as the kernel allows.
+ *
+ * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
+ */
+export function openFound(engines: EngineSet, found: Found, readOnly: boolean, path: string = found.path): Opened {
+  const { O_RDONLY, O_RDWR, O_EXCL } = fs.constants;
+  const exclusive = found.kind === 'block' ? O_EXCL : 0;
+  // The engine is asked for first: one that can't be had is no reason to touch the file.
+  const libc = engines.libc;
+  let fd: number;
+  try {
+    fd = fs.openSync(path, readOnly ? O_RDONLY : O_RDWR | exclusive);
+  } catch (error) {
+    throw openFailure(found, readOnly, errnoFromException(error));
+  }
+  try {
+    const isSame = describe(found.path, fs.fstatSync(fd, { bigint: true })).key === found.key;
+    if (!isSame) throw new DmError(Errno.ENODEV, `${found.path} was replaced while it was opened; try again`);
+    let locked = !readOnly && found.kind === 'block';
+    if (!readOnly && found.kind === 'file' && libc !== null) locked = lockForWriting(libc, fd, found.path);
+    return { file: engines.open(fd, found.kind, found.path), locked };
+  } catch (error) {
+    fs.closeSync(fd);
+    throw error;
+  }
+}
+
+function openFailure(found: Found, readOnly: boolean, errno: number): DmError {
+  const { path } = found;
+  const purpose = readOnly ? 'reading' : 'writing';
+  switch (errno) {
+    case Errno.ENOENT:
+      return notFound(path, errno);
+    case Errno.EACCES:
+    case Errno.EPERM:
+      return new DmError(
+        errno,
+        `${path}: no permission to open it for ${purpose}${readOnly ? '' : '; a read-only table needs less'}`,
+      );
+    case Errno.EROFS:
+      return new DmError(errno, `${path} is on a read-only file system; use a read-only table`);
+    case Errno.EBUSY: {
+      const holder = found.kind === 'block' ? holderOfBlockDevice(found.rdev) : null;
+      return new DmError(
+        errno,
+        `${path} is in use${holder === null ? '' : ` by ${holder}`}; stop that first, or open it read-only`,
+      );
+    }
+    default:
+      return new DmError(errno, `${path} can't be opened for ${purpose}: ${errnoMessage(errno)}`);
+  }
+}

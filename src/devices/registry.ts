@@ -1,0 +1,208 @@
+// Lower devices by the arguments of tables. One device is one object, whichever path leads to it.
+import { resolve } from 'node:path';
+import type { BlockDevice } from '../block/block-device.ts';
+import type { DeviceResolver } from '../block/device-resolver.ts';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { Reactor } from '../block/reactor.ts';
+import { type EngineChoice, type EngineKind, EngineSet } from '../engine/index.ts';
+import { HostBlockDevice, isWriteProtected } from './block.ts';
+import type { EngineDevice } from './engine-device.ts';
+import { FileDevice, takesHoles } from './file.ts';
+import { type Found, findDevice, type Opened, openFound } from './open.ts';
+
+export interface DeviceRegistryOptions {
+  reactor: Reactor;
+  /** The engines to use, or which one of new ones: DMKIT_ENGINE, and 'auto' without that, unless given. */
+  engine?: EngineSet | EngineChoice;
+  /** Where relative paths start: the working directory at each open, unless given. */
+  baseFolder?: string;
+}
+
+/** What is known about an open device. */
+export interface DeviceInfo {
+  readonly name: string;
+  readonly kind: 'file' | 'block' | 'registered';
+  /** Absolute; null for a device that the program registered. */
+  readonly path: string | null;
+  /** How its bytes are moved; null for a device that the program registered. */
+  readonly engine: EngineKind | null;
+  readonly readOnly: boolean;
+  readonly readerCount: number;
+  readonly writerCount: number;
+  /** No other process can open it for writing. */
+  readonly locked: boolean;
+}
+
+interface Entry {
+  readonly device: BlockDevice;
+  /** Null for a registered device. */
+  readonly opened: { readonly device: EngineDevice; readonly found: Found } | null;
+  locked: boolean;
+  readerCount: number;
+  writerCount: number;
+}
+
+/** The devices at the bottom of one reactor's stacks, reference-counted. */
+export class DeviceRegistry implements DeviceResolver {
+  readonly engines: EngineSet;
+  readonly #baseFolder: string | undefined;
+  readonly #registered = new Map<string, Entry>();
+  readonly #byKey = new Map<string, Entry>();
+  readonly #byDevice = new Map<BlockDevice, Entry>();
+
+  /** @throws DmError EINVAL for a DMKIT_ENGINE that names no engine */
+  constructor(options: DeviceRegistryOptions) {
+    const { reactor, engine, baseFolder } = options;
+    if (engine instanceof EngineSet) this.engines = engine;
+    else this.engines = new EngineSet(engine === undefined ? { reactor } : { reactor, engine });
+    this.#baseFolder = baseFolder;
+  }
+
+  /**
+   * Opens a device and counts one user. A device that is open for reading becomes writable when somebody opens it for
+   * writing, for all its users; it is closed when nobody uses it any more.
+   *
+   * @param argument a registered name, a path (relative ones start at the base folder) or `major:minor`
+   * @throws DmError ENODEV, ENXIO, EACCES, EROFS, EBUSY (with the holder's name) …; the text says what to do
+   */
+  open(argument: string, readOnly: boolean): BlockDevice {
+    const registered = this.#registered.get(argument);
+    if (registered !== undefined) return count(registered, readOnly);
+    const found = findDevice(argument, resolve(this.#baseFolder ?? '.'));
+    let entry = this.#byKey.get(found.key);
+    if (entry === undefined) {
+      entry = this.#make(found, readOnly);
+      this.#byKey.set(found.key, entry);
+      this.#byDevice.set(entry.device, entry);
+    } else if (!readOnly && entry.writerCount === 0) {
+      this.#makeWritable(entry);
+    }
+    return count(entry, readOnly);
+  }
+
+  /** Gives back what one `open` with the same `readOnly` gave. @throws DmError EINVAL for what was not given */
+  close(device: BlockDevice, readOnly: boolean): void {
+    const entry = this.#byDevice.get(device);
+    if (entry === undefined || (readOnly ? entry.readerCount : entry.writerCount) === 0) {
+      throw new DmError(Errno.EINVAL, `${device.name} is not open for ${readOnly ? 'reading' : 'writing'} here`);
+    }
+    if (readOnly) entry.readerCount--;
+    else entry.writerCount--;
+    if (entry.opened === null) return;
+    if (entry.readerCount + entry.writerCount === 0) this.#forget(entry);
+    else if (entry.writerCount === 0) this.#makeReadOnly(entry);
+  }
+
+  /**
+   * Gives a device of the program's own a name that tables can use; it goes before paths.
+   *
+   * @throws DmError EEXIST for a name that is taken, EBUSY for a device that has one
+   */
+  register(name: string, device: BlockDevice): void {
+    if (this.#registered.has(name)) throw new DmError(Errno.EEXIST, `a device is registered as ${name} already`);
+    if (this.#byDevice.has(device)) throw new DmError(Errno.EBUSY, `${device.name} is registered or open already`);
+    const entry: Entry = { device, opened: null, locked: false, readerCount: 0, writerCount: 0 };
+    this.#registered.set(name, entry);
+    this.#byDevice.set(device, entry);
+  }
+
+  /** Takes a name away. @throws DmError ENODEV for a name that is not registered, EBUSY while somebody uses the device */
+  unregister(name: string): void {
+    const entry = this.#registered.get(name);
+    if (entry === undefined) throw new DmError(Errno.ENODEV, `no device is registered as ${name}`);
+    const userCount = entry.readerCount + entry.writerCount;
+    if (userCount > 0) throw new DmError(Errno.EBUSY, `${name} has ${userCount} users`);
+    this.#registered.delete(name);
+    this.#byDevice.delete(entry.device);
+  }
+
+  /** What is known about a device that is open or registered here. */
+  info(device: BlockDevice): DeviceInfo | undefined {
+    const entry = this.#byDevice.get(device);
+    if (entry === undefined) return undefined;
+    const { opened, readerCount, writerCount, locked } = entry;
+    return {
+      name: device.name,
+      kind: opened === null ? 'registered' : opened.found.kind,
+      path: opened === null ? null : opened.found.path,
+      engine: opened === null ? null : opened.device.engineKind,
+      readOnly: device.readOnly,
+      readerCount,
+      writerCount,
+      locked,
+    };
+  }
+
+  /** Every device that is open or registered. */
+  *list(): Iterable<DeviceInfo> {
+    for (const device of this.#byDevice.keys()) yield this.info(device)!;
+  }
+
+  #make(found: Found, readOnly: boolean): Entry {
+    const opened = this.#openPossiblyProtected(found, readOnly);
+    const { file, locked } = opened;
+    const { libc } = this.engines;
+    try {
+      const device =
+        found.kind === 'file'
+          ? new FileDevice(file, libc, opened.readOnly)
+          : new HostBlockDevice(file, found.rdev, libc, opened.readOnly);
+      return { device, opened: { device, found }, locked, readerCount: 0, writerCount: 0 };
+    } catch (error) {
+      file.engine.close(file);
+      throw error;
+    }
+  }
+
+  /** A block device that the kernel protects can be in a writable table all the same; writes to it fail, with EPERM. */
+  #openPossiblyProtected(found: Found, readOnly: boolean): Opened & { readOnly: boolean } {
+    try {
+      return { ...openFound(this.engines, found, readOnly), readOnly };
+    } catch (error) {
+      const errno = error instanceof DmError ? error.errno : 0;
+      const isRefusal = errno === Errno.EACCES || errno === Errno.EPERM || errno === Errno.EROFS;
+      if (readOnly || found.kind !== 'block' || !isRefusal) throw error;
+      const opened = openFound(this.engines, found, true);
+      if (isWriteProtected(found.rdev)) return { ...opened, readOnly: true };
+      opened.file.engine.close(opened.file);
+      throw error;
+    }
+  }
+
+  #makeWritable(entry: Entry): void {
+    const { device, found } = entry.opened!;
+    if (device instanceof HostBlockDevice && device.writeProtected) return;
+    const { file, locked } = openFound(this.engines, found, false);
+    device.replaceFile(file, false);
+    entry.locked = locked;
+    const { libc } = this.engines;
+    if (found.kind === 'file' && libc !== null && !takesHoles(libc, file.fd)) device.limits.maxDiscardSectorCount = 0;
+  }
+
+  /** The last writer left, readers stay: gives the lock back. Where that fails, it is kept until the end. */
+  #makeReadOnly(entry: Entry): void {
+    const { device, found } = entry.opened!;
+    if (device.readOnly) return;
+    try {
+      const { file } = openFound(this.engines, found, true);
+      device.replaceFile(file, true);
+      entry.locked = false;
+    } catch {
+      // The path leads elsewhere by now, or may not be read any more. Readers go on with what is open.
+    }
+  }
+
+  #forget(entry: Entry): void {
+    const { device, found } = entry.opened!;
+    this.#byKey.delete(found.key);
+    this.#byDevice.delete(device);
+    device.close();
+  }
+}
+
+function count(entry: Entry, readOnly: boolean): BlockDevice {
+  if (readOnly) entry.readerCount++;
+  else entry.writerCount++;
+  return entry.device;
+}
