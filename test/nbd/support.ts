@@ -190,25 +190,17 @@ export class HeldDevice implements BlockDevice {
   }
 }
 
-/** A server, one connection to it, and what came out of it. */
-export class Session {
-  readonly reactor = new ManualReactor();
-  readonly server: NbdServer;
+/** One connection to a server, and what came out of it. */
+class RawClient {
+  readonly reactor: ManualReactor;
   readonly client: MemoryTransport;
   readonly serverSide: MemoryTransport;
-  readonly errors: Error[] = [];
   #received: Uint8Array[] = [];
   #receivedByteLength = 0;
   isClosed = false;
 
-  constructor(device: BlockDevice, options: Partial<NbdServerOptions> & { readOnly?: boolean } = {}) {
-    const { readOnly = false, ...rest } = options;
-    this.server = new NbdServer({
-      reactor: this.reactor,
-      exports: [{ name: 'disk', description: 'a disk', device, readOnly }],
-      onError: (error) => this.errors.push(error),
-      ...rest,
-    });
+  constructor(reactor: ManualReactor, server: NbdServer) {
+    this.reactor = reactor;
     [this.client, this.serverSide] = transportPair(this.reactor);
     this.client.setHandler({
       onData: (chunk) => {
@@ -221,7 +213,7 @@ export class Session {
         this.isClosed = true;
       },
     });
-    this.server.accept(this.serverSide);
+    server.accept(this.serverSide);
     this.reactor.turn();
   }
 
@@ -264,6 +256,41 @@ export class Session {
     if (header.readBigUInt64BE(0) !== 0x3e889045565a9n) throw new Error('no option reply');
     const data = this.take(header.readUInt32BE(16));
     return { option: header.readUInt32BE(8), type: header.readUInt32BE(12), data };
+  }
+}
+
+/** A server with one export, and one connection to it. */
+export class Session extends RawClient {
+  readonly server: NbdServer;
+  readonly errors: Error[];
+
+  constructor(device: BlockDevice, options: Partial<NbdServerOptions> & { readOnly?: boolean } = {}) {
+    const { readOnly = false, ...rest } = options;
+    const reactor = new ManualReactor();
+    const errors: Error[] = [];
+    const server = new NbdServer({
+      reactor,
+      exports: [{ name: 'disk', description: 'a disk', device, readOnly }],
+      onError: (error) => errors.push(error),
+      ...rest,
+    });
+    super(reactor, server);
+    this.server = server;
+    this.errors = errors;
+  }
+
+  connectAnother(): RawClient {
+    return new RawClient(this.reactor, this.server);
+  }
+
+  /** Shuts down, and keeps that from getting on: a second connection has a request that its device never ends. */
+  holdShutdown(): void {
+    this.server.exports.add({ name: 'held', device: new HeldDevice(8) });
+    this.connectAnother()
+      .go('held')
+      .send(request({ type: 0, length: 512 }));
+    this.server.shutdown();
+    this.reactor.turn();
   }
 }
 
