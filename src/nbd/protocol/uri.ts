@@ -21,7 +21,7 @@ export interface NbdUri {
 }
 
 const URI = /^([a-z+]+):\/\/([^/?#]*)([^?#]*)(?:\?([^#]*))?$/;
-const AUTHORITY = /^(?:([^@]*)@)?(?:\[([0-9a-fA-F:.]+)\]|([^:@[\]]*))(?::([0-9]*))?$/;
+const AUTHORITY = /^(?:([^@]*)@)?(?:\[([0-9a-fA-F:.]+)\]|([^:@[\]\s]*))(?::([0-9]*))?$/;
 const SCHEMES = new Map([
   ['nbd', { tls: false, unix: false }],
   ['nbds', { tls: true, unix: false }],

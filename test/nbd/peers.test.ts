@@ -1,0 +1,180 @@
+// Real clients against our server, over a Unix socket.
+import { createHash } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect, onTestFinished } from 'vitest';
+import { MemoryDevice } from '../../src/devices/memory.ts';
+import { formatNbdUri, NbdServer, NodeLoop } from '../../src/nbd/index.ts';
+import { itPeer, peer, run } from '../support/peers.ts';
+import { randomBytes, tempDir } from '../support/tmp.ts';
+
+const MIB = 1 << 20;
+const SIZE = 128 * MIB;
+
+async function serve(device = new MemoryDevice('disk', SIZE / 512)) {
+  const loop = new NodeLoop();
+  const errors: Error[] = [];
+  const exports = [
+    { name: 'disk', description: 'a disk', device },
+    { name: 'fixed', device, readOnly: true },
+  ];
+  const server = new NbdServer({ reactor: loop, exports, onError: (error) => errors.push(error) });
+  const socket = join(tempDir(), 's.sock');
+  await new Promise<void>((resolve, reject) => {
+    loop.listen(
+      { unix: socket },
+      (transport) => server.accept(transport),
+      (error, listener) => {
+        if (listener === null) reject(error);
+        else resolve();
+        onTestFinished(() => listener?.close());
+      },
+    );
+  });
+  const uri = (exportName: string) => formatNbdUri({ socket, exportName });
+  /** Nothing may be left once the clients have gone. */
+  const expectQuiet = async () => {
+    await expect.poll(() => server.statistics).toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
+    expect(errors).toEqual([]);
+  };
+  return { device, server, uri, expectQuiet };
+}
+
+async function succeed(program: Parameters<typeof peer>[0], args: string[], timeoutSeconds = 60): Promise<string> {
+  const result = await run(peer(program), args, { timeoutSeconds });
+  expect(result.code, result.stdout + result.stderr).toBe(0);
+  return result.stdout;
+}
+
+const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+
+itPeer(['python3-libnbd'], 'libnbd gets the errors that the protocol asks for', async () => {
+  const { uri, expectQuiet } = await serve();
+  const script = fileURLToPath(new URL('probe.py', import.meta.url));
+  const answers = JSON.parse(await succeed('python3-libnbd', [script, uri('disk'), String(SIZE), uri('fixed')]));
+  expect(answers).toEqual({
+    read: 'ok',
+    'read past end': 'EINVAL',
+    'read across end': 'EINVAL',
+    'read of nothing': 'ok',
+    'read unaligned': 'EINVAL',
+    'read with unknown flag': 'EINVAL',
+    'read with DF': 'EINVAL',
+    'read of 64 MiB': 'ok',
+    write: 'ok',
+    'write with FUA': 'ok',
+    'write past end': 'ENOSPC',
+    'write of nothing': 'ok',
+    'write unaligned': 'EINVAL',
+    'write of 40 MiB': 'ok',
+    'write of 64 MiB': 'ok',
+    'write read-only': 'EPERM',
+    flush: 'ok',
+    'flush with FUA': 'ok',
+    trim: 'ok',
+    'trim past end': 'EINVAL',
+    'trim read-only': 'EPERM',
+    zero: 'ok',
+    'zero with FUA and NO_HOLE': 'ok',
+    'zero with FAST_ZERO': 'EINVAL',
+    'zero past end': 'ENOSPC',
+    'zero of 4 GiB': 'ENOSPC',
+    'zero read-only': 'EPERM',
+    cache: 'EINVAL',
+    list: [
+      ['disk', 'a disk'],
+      ['fixed', ''],
+    ],
+    'info for nothing there': 'ENOENT',
+    'size by info': SIZE,
+    'block sizes': [512, 4096, 64 * MIB],
+    pattern: 'ok',
+  });
+  await expectQuiet();
+});
+
+itPeer(['nbdinfo'], 'nbdinfo reads what is offered', async () => {
+  const { uri, expectQuiet } = await serve();
+  const [disk] = JSON.parse(await succeed('nbdinfo', ['--json', uri('disk')])).exports;
+  expect(disk).toMatchObject({
+    'export-size': SIZE,
+    description: 'a disk',
+    is_read_only: false,
+    can_flush: true,
+    can_fua: true,
+    can_multi_conn: true,
+    can_trim: true,
+    can_zero: true,
+    block_size_minimum: 512,
+    block_size_preferred: 4096,
+    block_size_maximum: 64 * MIB,
+  });
+  expect(JSON.parse(await succeed('nbdinfo', ['--list', '--json', uri('')])).exports).toHaveLength(2);
+  expect((await run(peer('nbdinfo'), ['--can', 'write', uri('fixed')])).code).not.toBe(0);
+  await expectQuiet();
+});
+
+itPeer(['nbdcopy'], 'nbdcopy copies in over four connections and out again', async () => {
+  const { device, uri, expectQuiet } = await serve();
+  const image = join(tempDir(), 'image');
+  const bytes = Buffer.concat([randomBytes(20 * MIB, 1), Buffer.alloc(30 * MIB), randomBytes(78 * MIB, 2)]);
+  writeFileSync(image, bytes);
+  await succeed('nbdcopy', ['-C', '4', '--flush', image, uri('disk')]);
+  expect(sha256(device.peek(0, SIZE / 512))).toBe(sha256(bytes));
+  const back = join(tempDir(), 'back');
+  writeFileSync(back, '');
+  await succeed('nbdcopy', ['-C', '4', uri('fixed'), back]);
+  expect(sha256(readFileSync(back))).toBe(sha256(bytes));
+  await expectQuiet();
+});
+
+itPeer(['qemu-io', 'qemu-img'], 'qemu-io and qemu-img find what they wrote', async () => {
+  const { uri, expectQuiet } = await serve();
+  const commands = [
+    'write -P 0xaa 0 1M',
+    'read -P 0xaa 0 1M',
+    'write -z 0 512k',
+    'read -P 0 0 512k',
+    'write -z -u 512k 64k',
+    'read -P 0 512k 64k',
+    'discard 576k 64k',
+    'flush',
+    'write -f -P 3 8k 4k',
+    'read -P 3 8k 4k',
+    'aio_write -P 9 1M 64k',
+    'aio_write -P 8 2M 4M',
+    'aio_flush',
+    'read -P 8 2M 4M',
+    'read -P 9 1M 64k',
+  ];
+  const output = await succeed('qemu-io', [
+    '-f',
+    'raw',
+    ...commands.flatMap((command) => ['-c', command]),
+    uri('disk'),
+  ]);
+  expect(output).not.toMatch(/fail|error/i);
+  const image = join(tempDir(), 'image');
+  writeFileSync(image, randomBytes(SIZE, 3));
+  await succeed('qemu-img', ['convert', '-n', '-f', 'raw', '-O', 'raw', image, uri('disk')]);
+  await succeed('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', image, uri('fixed')]);
+  await expectQuiet();
+});
+
+itPeer(['fio'], 'fio verifies writes of any size, at depth, with flushes and trims', async () => {
+  const { uri, expectQuiet } = await serve();
+  const common = [
+    '--name=v',
+    '--ioengine=nbd',
+    `--uri=${uri('disk')}`,
+    '--size=32M',
+    '--iodepth=32',
+    '--verify_fatal=1',
+  ];
+  const verify = ['--verify=crc32c', '--do_verify=1', '--verify_state_save=0', '--allow_file_create=0'];
+  await succeed('fio', [...common, ...verify, '--rw=randrw', '--rwmixread=50', '--bsrange=512-64k']);
+  await succeed('fio', [...common, ...verify, '--rw=randwrite', '--bs=4k', '--fsync=32', '--verify_backlog=64']);
+  await succeed('fio', [...common, '--rw=trimwrite', '--bs=64k']);
+  await expectQuiet();
+});
