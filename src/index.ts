@@ -1,2 +1,19 @@
 // The public entry of dmkit.
+
+export * from './block/bio.ts';
+export type { BlockDevice, ExtentCallback } from './block/block-device.ts';
+export { EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, queryExtent, submitBio } from './block/block-device.ts';
+export type { DeviceResolver } from './block/device-resolver.ts';
+export { Errno, errnoMessage, errnoName } from './block/errno.ts';
+export { DmError, IoError, TableError } from './block/errors.ts';
+export { defaultLimits, type QueueLimits } from './block/limits.ts';
+export { MAX_SECTOR_COUNT, SECTOR_SIZE } from './block/sector.ts';
+export * from './block/target.ts';
 export { version } from './block/version.ts';
+export { MemoryDevice } from './devices/index.ts';
+export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
+export { type CreateOptions, Mapper } from './mapper/mapper.ts';
+export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './reactor/device-mapper.ts';
+export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './reactor/disk.ts';
+export { formatTable, parseTable, type TableEntry } from './table/text.ts';
+export { builtinTargets, Targets } from './targets/index.ts';

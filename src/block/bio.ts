@@ -145,9 +145,9 @@ export class Bio {
     return new IoError(
       this.status,
       operationName(this.op),
-      device.name,
+      device.label ?? device.name,
       sector,
-      lower.name,
+      lower.label ?? lower.name,
       this.errorDeviceSector < 0 ? sector : this.errorDeviceSector,
     );
   }

@@ -24,6 +24,8 @@ export type ExtentCallback = (errno: number, sectorCount: number, extentFlags: n
 export interface BlockDevice {
   /** As tables print it: an absolute path for an image, `major:minor` for block devices and mapped devices. */
   readonly name: string;
+  /** How messages name it, where `name` alone says little to a person: `joined (253:0)`. */
+  readonly label?: string;
   /** May change when a table is swapped or a file grows. */
   readonly sectorCount: number;
   readonly readOnly: boolean;
@@ -40,6 +42,19 @@ export interface BlockDevice {
   queryExtent?(sector: number, sectorCount: number, done: ExtentCallback): void;
   /** The devices this one is made of now and after a resume, for the search of cycles. */
   lowerDevices?(): Iterable<BlockDevice>;
+  /**
+   * Why a request given now might end neither inside submit() nor by polling the engines, but only through the event
+   * loop or somebody's doing (a resume, a timer, a peer): for the refusal of synchronous calls. Null where it would end.
+   * Asked while the engines are set to blocking. Without this method: never.
+   */
+  syncObstacle?(): string | null;
+}
+
+let submitDepth = 0;
+
+/** True inside a {@link submitBio}, which includes the ends of requests that end at once. */
+export function isInsideSubmit(): boolean {
+  return submitDepth > 0;
 }
 
 /** Why no driver may see this bio: an errno, or 0. Also takes off the flags that mean nothing to the device. */
@@ -68,6 +83,15 @@ function refusal(bio: Bio, device: BlockDevice): number {
  * call.
  */
 export function submitBio(bio: Bio): void {
+  submitDepth++;
+  try {
+    checkAndSubmit(bio);
+  } finally {
+    submitDepth--;
+  }
+}
+
+function checkAndSubmit(bio: Bio): void {
   const device = bio.device as BlockDevice;
   const errno = refusal(bio, device);
   if (errno !== 0) {

@@ -13,3 +13,11 @@ export const MAX_POOLED_OBJECT_COUNT = 1024;
 export const MAX_OFFLOADED_CALL_COUNT = 128;
 /** Requests that end inside submit() and submit another, one within the other; deeper ones wait for the outermost. */
 export const MAX_INLINE_NESTING_DEPTH = 64;
+/** Regions of one dm-io request: one for each bit of the kernel's unsigned long. */
+export const MAX_DM_IO_REGION_COUNT = 64;
+/** Pages, and pieces of memory, in one bio that dm-io makes (BIO_MAX_VECS): 1 MiB. */
+export const MAX_DM_IO_BIO_PAGE_COUNT = 256;
+/** Pages in flight of a dm-io client that was not told how many: 4 MiB. */
+export const DEFAULT_DM_IO_PAGE_COUNT = 1024;
+/** Bios that a dm-io client sends out before everything else in its reactor gets a turn. */
+export const MAX_DM_IO_TURN_BIO_COUNT = 64;

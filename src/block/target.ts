@@ -110,6 +110,12 @@ export interface TargetType<Context = unknown> {
   /** The allocation behind `sector` (of the mapped device; the range is inside this target). Left out: data. */
   queryExtent?(target: Target<Context>, sector: number, sectorCount: number, done: ExtentCallback): void;
 
+  /**
+   * As BlockDevice.syncObstacle, for what the target itself does: it waits for a timer, a peer, a thread. Its devices
+   * are asked by the core. Left out: never.
+   */
+  syncObstacle?(target: Target<Context>): string | null;
+
   presuspend?(target: Target<Context>): void;
   presuspendUndo?(target: Target<Context>): void;
   postsuspend?(target: Target<Context>): void;

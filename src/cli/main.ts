@@ -17,7 +17,7 @@ function tableOptions(command: Command): Command {
   return command
     .addOption(new Option('--table <table>', 'the table of the device named before it').argParser(add('text')))
     .addOption(new Option('--table-file <file>', 'the same, from a file; - is standard input').argParser(add('file')))
-    .hook('preAction', (self) => self.setOptionValue('tables', tables));
+    .hook('preAction', (self) => void self.setOptionValue('tables', tables));
 }
 
 function buildProgram(setExitCode: (code: number) => void): Command {
@@ -68,7 +68,7 @@ flight is finished and flushed.
 Examples:
   dmkit serve disk --table '0 204800 linear a.img 0'
   dmkit serve both --table '0 2048 linear a.img 0
-  2048 2048 linear b.img 0' --nbd unix:/tmp/both.sock
+  2048 2048 linear b.img 0' --nbd unix:both.sock
   dmkit serve stripe --table '0 4096 striped 2 128 a.img 0 b.img 0' --run 'nbdinfo "$uri"'
   dmkit serve low --table-file low.table top --table '0 100 linear /dev/mapper/low 8' --read-only`;
 

@@ -5,7 +5,7 @@ import type { BlockDevice, ExtentCallback } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { defaultLimits, type QueueLimits } from '../block/limits.ts';
-import { TargetError } from '../block/target.ts';
+import { type AnyTarget, TargetError } from '../block/target.ts';
 import { calculateLimits } from '../table/limits.ts';
 import type { Table } from '../table/table.ts';
 import { Request, type RequestOwner } from './request.ts';
@@ -30,6 +30,8 @@ export class MappedDevice implements RequestOwner {
   readOnly = false;
 
   #live: Table | null = null;
+  /** Those of the live table that can keep a synchronous call from ending. */
+  #obstacleTargets: readonly AnyTarget[] = [];
   #inactive: Table | null = null;
   #everLoaded = false;
   #suspended = false;
@@ -51,6 +53,11 @@ export class MappedDevice implements RequestOwner {
   /** `major:minor`, as tables print it. */
   get name(): string {
     return `${this.major}:${this.minor}`;
+  }
+
+  /** For messages: `joined (253:0)`. */
+  get label(): string {
+    return `${this.dmName} (${this.name})`;
   }
 
   get suspended(): boolean {
@@ -110,6 +117,19 @@ export class MappedDevice implements RequestOwner {
     const count = Math.min(sectorCount, target.begin + target.sectorCount - sector);
     if (target.type.queryExtent === undefined) done(0, count, 0);
     else target.type.queryExtent(target, sector, count, done);
+  }
+
+  syncObstacle(): string | null {
+    if (this.#suspended) return `${this.dmName} is suspended, and only a resume lets requests through`;
+    for (const target of this.#obstacleTargets) {
+      const reason = target.type.syncObstacle?.(target) ?? null;
+      if (reason !== null) return `${this.dmName}, ${target.type.name} at sector ${target.begin}: ${reason}`;
+    }
+    for (const device of this.#live?.devices ?? []) {
+      const reason = device.syncObstacle?.() ?? null;
+      if (reason !== null) return reason;
+    }
+    return null;
   }
 
   #defer(bio: Bio): void {
@@ -216,6 +236,7 @@ export class MappedDevice implements RequestOwner {
     }
     const previous = this.#live;
     this.#live = next;
+    this.#obstacleTargets = next.targets.filter((target) => target.type.syncObstacle !== undefined);
     this.limits = limits;
     this.sectorCount = next.sectorCount;
     this.readOnly = next.readOnly;
@@ -246,6 +267,7 @@ export class MappedDevice implements RequestOwner {
     for (const target of this.#suspended ? [] : (live?.targets ?? [])) target.type.postsuspend?.(target);
     this.clear();
     this.#live = null;
+    this.#obstacleTargets = [];
     this.sectorCount = 0;
     this.#suspended = false;
     let bio = this.#deferredHead;

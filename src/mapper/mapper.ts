@@ -1,5 +1,4 @@
 // Mapped devices by name, uuid and number: what the device mapper's control node does (drivers/md/dm-ioctl.c).
-import { readFileSync } from 'node:fs';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
@@ -20,23 +19,6 @@ export interface CreateOptions {
   minor?: number;
 }
 
-/** The kernel's own list of block majors, empty where there is none. */
-function takenMajors(): Set<number> {
-  try {
-    const text = readFileSync('/proc/devices', 'utf8').split('Block devices:')[1] ?? '';
-    return new Set(Array.from(text.matchAll(/^ *([0-9]+) /gm), (match) => Number(match[1])));
-  } catch {
-    return new Set();
-  }
-}
-
-/** A major number for our devices that no driver of this machine has, so that `major:minor` names one thing. */
-export function chooseMajor(taken: ReadonlySet<number> = takenMajors()): number {
-  for (let major = 253; major > 239; major--) if (!taken.has(major)) return major;
-  for (let major = 511; major > 383; major--) if (!taken.has(major)) return major;
-  throw new DmError(Errno.EBUSY, 'every dynamic block major number is taken: see /proc/devices');
-}
-
 /**
  * The mapped devices of one reactor. It resolves device arguments too: `/dev/mapper/NAME` and its own `major:minor` are
  * mapped devices, everything else is asked of `lower`.
@@ -48,7 +30,7 @@ export class Mapper implements DeviceResolver {
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
 
-  constructor(registry: TargetRegistry, lower: DeviceResolver, major = chooseMajor()) {
+  constructor(registry: TargetRegistry, lower: DeviceResolver, major: number) {
     this.#registry = registry;
     this.#lower = lower;
     this.major = major;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { DmError } from '../../src/block/errors.ts';
-import { chooseMajor } from '../../src/mapper/mapper.ts';
+import { chooseMajor } from '../../src/reactor/major.ts';
 import { activate, mapperOver, RecordingDevice, resume } from '../support/stack.ts';
 
 function codeOf(action: () => unknown): string {

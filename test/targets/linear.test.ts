@@ -34,7 +34,7 @@ test('a lower failure is told at the sector of the mapped device, with the devic
   b.fail = (bio) => (bio.sector <= 9 && 9 < bio.sector + bio.sectorCount ? Errno.ENODATA : 0);
   const bio = submit(disk, REQ_OP_READ, 0, 20);
   expect(bio).toMatchObject({ status: Errno.ENODATA, errorSector: 10, errorDeviceSector: 7 });
-  expect(bio.toError(disk).message).toBe('read on 253:0 failed at sector 10: No data available (from b, sector 7)');
+  expect(bio.toError(disk).message).toBe('read on d (253:0) failed at sector 10: No data available (from b, sector 7)');
 });
 
 test('one flush reaches a device that many lines use', () => {

@@ -1,0 +1,161 @@
+// dmkit serve: devices out of tables, exported over NBD until a signal comes or the command given has ended.
+import { spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { DmError, TableError } from '../block/errors.ts';
+import { type NbdService, serveNbd } from '../nbd/serve.ts';
+import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { parseTable, type TableEntry } from '../table/text.ts';
+
+export interface ServeOptions {
+  names: string[];
+  /** One for each name, in the same order: the table's text, or the file it is in. */
+  tables: { kind: 'text' | 'file'; value: string }[];
+  readOnly?: boolean;
+  nbd?: string;
+  run?: string;
+}
+
+const EXIT_SUCCESS = 0;
+const EXIT_FAILURE = 1;
+/** What a shell gives for a process that a signal ended, less the signal's number. */
+const EXIT_SIGNAL = 128;
+
+interface NamedTable {
+  name: string;
+  entries: TableEntry[];
+}
+
+/** @throws DmError for a count that does not match, a file that cannot be read, text that is no table */
+function readTables(options: ServeOptions): NamedTable[] {
+  const { names, tables } = options;
+  if (names.length !== tables.length) {
+    throw new DmError(
+      Errno.EINVAL,
+      `${names.length} name${names.length === 1 ? '' : 's'} (${names.join(', ')}) but ${tables.length} of --table and --table-file: each device needs one`,
+    );
+  }
+  return names.map((name, index) => {
+    const table = tables[index]!;
+    if (table.kind === 'text') return { name, entries: parseTable(table.value) };
+    return { name, entries: parseTable(readTableFile(table.value), table.value === '-' ? 'on stdin' : table.value) };
+  });
+}
+
+function readTableFile(file: string): string {
+  try {
+    return readFileSync(file === '-' ? 0 : file, 'utf8');
+  } catch (error) {
+    const errno = errnoFromException(error);
+    throw new DmError(errno, `cannot read the table file ${file}: ${errnoMessage(errno)}`);
+  }
+}
+
+/** A refused table in dmsetup's words, then what the kernel would have logged, then what we know of the cause. */
+function reportRefusedTable(name: string, major: number, minor: number, error: DmError): void {
+  const device = `${major}:${minor}`;
+  process.stderr.write(`device-mapper: reload ioctl on ${name} (${device}) failed: ${errnoMessage(error.errno)}\n`);
+  if (error instanceof TableError) process.stderr.write(`device-mapper: table: ${device}: ${error.reason}\n`);
+  else process.stderr.write(`${error.message}\n`);
+  for (let cause = error.cause; cause instanceof Error; cause = cause.cause) process.stderr.write(`${cause.message}\n`);
+  process.stderr.write('Command failed.\n');
+}
+
+async function createDevices(dm: DeviceMapper, tables: readonly NamedTable[], readOnly: boolean): Promise<boolean> {
+  for (const { name, entries } of tables) {
+    const minor = dm.mapper.list().length;
+    try {
+      // The server opens the device for itself; a handle of ours would only keep it busy.
+      (await dm.create(name, entries, { readOnly })).close();
+    } catch (error) {
+      if (!(error instanceof DmError) || dm.mapper.has(name)) throw error;
+      reportRefusedTable(name, dm.mapper.major, minor, error);
+      return false;
+    }
+  }
+  return true;
+}
+
+/** Variables for the command: the first device's URI as `uri`, and `uri_NAME` for each. */
+function environment(service: NbdService, names: readonly string[]): NodeJS.ProcessEnv {
+  const variables: NodeJS.ProcessEnv = { ...process.env, uri: service.uri(names[0]!) };
+  for (const name of names) variables[`uri_${name.replace(/[^0-9A-Za-z_]/g, '_')}`] = service.uri(name);
+  if (service.address.startsWith('unix:')) variables.unixsocket = service.address.slice('unix:'.length);
+  return variables;
+}
+
+/** Runs the command in a shell; its exit code, or 128 + signal. A signal to us goes on to it. */
+function runCommand(command: string, env: NodeJS.ProcessEnv): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, { shell: true, stdio: 'inherit', env });
+    const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
+    const stop = (): void => {
+      for (const signal of STOP_SIGNALS) process.removeListener(signal, pass);
+    };
+    for (const signal of STOP_SIGNALS) process.on(signal, pass);
+    child.once('error', (error) => {
+      stop();
+      reject(new DmError(errnoFromException(error), `cannot run ${command}: ${error.message}`));
+    });
+    child.once('exit', (code, signal) => {
+      stop();
+      resolve(code ?? EXIT_SIGNAL + constants.signals[signal!]);
+    });
+  });
+}
+
+const STOP_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+/** Resolves at the first signal to stop. A second one ends the process at once. */
+function stopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    let stopping = false;
+    const onSignal = (signal: NodeJS.Signals): void => {
+      if (stopping) process.exit(EXIT_SIGNAL + constants.signals[signal]);
+      stopping = true;
+      resolve();
+    };
+    for (const signal of STOP_SIGNALS) process.on(signal, onSignal);
+  });
+}
+
+/** A socket in a folder of its own that only this user can enter, where no address was given. */
+function privateSocketFolder(): string {
+  return mkdtempSync(join(process.env.XDG_RUNTIME_DIR ?? tmpdir(), 'dmkit-'));
+}
+
+/** Serves until told to stop. @returns the exit code */
+export async function serve(options: ServeOptions): Promise<number> {
+  const tables = readTables(options);
+  const readOnly = options.readOnly ?? false;
+  const dm = new DeviceMapper();
+  let folder: string | null = null;
+  try {
+    if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;
+    if (options.nbd === undefined) folder = privateSocketFolder();
+    const service = await serveNbd(dm, {
+      listen: options.nbd ?? `unix:${join(folder!, 'nbd.sock')}`,
+      names: options.names,
+      readOnly,
+      onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
+    });
+    try {
+      return await waitForEnd(service, options);
+    } finally {
+      await service.close();
+    }
+  } finally {
+    await dm.close();
+    if (folder !== null) rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function waitForEnd(service: NbdService, options: ServeOptions): Promise<number> {
+  if (options.run !== undefined) return runCommand(options.run, environment(service, options.names));
+  const stopped = stopSignal();
+  for (const name of options.names) process.stdout.write(`${service.uri(name)}\n`);
+  await stopped;
+  return EXIT_SUCCESS;
+}

@@ -1,0 +1,108 @@
+// Serving the devices of a DeviceMapper over NBD: listening, one export a device, and the end of it.
+import { Errno, errnoFromException } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { Disk } from '../reactor/disk.ts';
+import type { ListenAddress, Listener } from '../reactor/node-loop.ts';
+import { formatNbdUri } from './protocol/uri.ts';
+import { NbdServer, type NbdServerOptions } from './server/server.ts';
+
+export interface ServeNbdOptions {
+  /** Where to listen. A string is `unix:PATH` or `tcp:HOST:PORT`. */
+  listen: string | ListenAddress;
+  /** Mapped devices by name, each an export of that name; all there are unless given. */
+  names?: readonly string[];
+  /** Clients cannot write, whatever the devices allow. */
+  readOnly?: boolean;
+  /** Told of a client that broke the protocol and of anything unexpected inside a connection. */
+  onError?: NbdServerOptions['onError'];
+}
+
+/** A running NBD server. */
+export interface NbdService {
+  /** Where it listens: `unix:PATH` or `tcp:HOST:PORT` with the port that was chosen. */
+  readonly address: string;
+  readonly server: NbdServer;
+  /** The URI a client attaches to for the device named. */
+  uri(name: string): string;
+  /** Takes no new client, answers what is in flight, flushes the devices, closes. @throws DmError when a flush failed */
+  close(): Promise<void>;
+}
+
+/**
+ * Reads `unix:PATH` or `tcp:HOST:PORT`.
+ *
+ * @throws DmError EINVAL for anything else
+ */
+export function parseListenAddress(text: string): ListenAddress {
+  if (text.startsWith('unix:') && text.length > 5) return { unix: text.slice(5) };
+  const tcp = /^tcp:(?:\[([^\]]+)\]|([^:]+)):([0-9]{1,5})$/.exec(text);
+  const port = Number(tcp?.[3]);
+  if (tcp === null || port > 65535) {
+    throw new DmError(Errno.EINVAL, `"${text}" is no address to listen at: unix:PATH or tcp:HOST:PORT`);
+  }
+  return { host: (tcp[1] ?? tcp[2])!, port };
+}
+
+function listen(dm: DeviceMapper, address: ListenAddress, server: NbdServer): Promise<Listener> {
+  return new Promise((resolve, reject) => {
+    dm.loop.listen(
+      address,
+      (transport) => server.accept(transport),
+      (error, listener) => {
+        if (listener !== null) resolve(listener);
+        else
+          reject(
+            new DmError(errnoFromException(error), `cannot listen: ${error?.message}`, undefined, { cause: error }),
+          );
+      },
+    );
+  });
+}
+
+/**
+ * Serves mapped devices over NBD, each as an export of its own name.
+ *
+ * @throws DmError ENXIO for a name that is no device; EADDRINUSE, EACCES … when it cannot listen there
+ * @example
+ * ```ts
+ * const service = await serveNbd(dm, { listen: 'unix:disk.sock' });
+ * console.log(service.uri('disk')); // nbd+unix:///disk?socket=disk.sock
+ * await service.close();
+ * ```
+ */
+export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Promise<NbdService> {
+  const address = typeof options.listen === 'string' ? parseListenAddress(options.listen) : options.listen;
+  const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
+  const disks: Disk[] = [];
+  const server = new NbdServer({ reactor: dm.loop, ...(options.onError ? { onError: options.onError } : {}) });
+  try {
+    for (const name of names) {
+      const disk = await dm.open(`/dev/mapper/${dm.mapper.get(name).dmName}`, { readOnly: options.readOnly ?? false });
+      disks.push(disk);
+      server.exports.add({ name, device: disk.device, readOnly: options.readOnly ?? false });
+    }
+    const listener = await listen(dm, address, server);
+    return {
+      address: listener.address,
+      server,
+      uri: (name) => uriOf(address, listener, name),
+      close: () => close(listener, server, disks),
+    };
+  } catch (error) {
+    for (const disk of disks) disk.close();
+    throw error;
+  }
+}
+
+function uriOf(address: ListenAddress, listener: Listener, name: string): string {
+  if ('unix' in address) return formatNbdUri({ socket: address.unix, exportName: name });
+  return formatNbdUri({ host: address.host, port: listener.port, exportName: name });
+}
+
+async function close(listener: Listener, server: NbdServer, disks: readonly Disk[]): Promise<void> {
+  await new Promise<void>((resolve) => listener.close(resolve));
+  const failure = await new Promise<Error | null>((resolve) => server.shutdown(resolve));
+  for (const disk of disks) disk.close();
+  if (failure !== null) throw new DmError(Errno.EIO, `stopping the NBD server: ${failure.message}`);
+}

@@ -1,0 +1,152 @@
+// A device mapper for one program: one reactor on Node's own loop with its engine, lower devices and mapped devices.
+import type { BlockDevice } from '../block/block-device.ts';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { AnyTargetType } from '../block/target.ts';
+import { DeviceRegistry } from '../devices/index.ts';
+import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
+import { type CreateOptions, Mapper } from '../mapper/mapper.ts';
+import type { TableEntry } from '../table/text.ts';
+import { builtinTargets, Targets } from '../targets/index.ts';
+import { Disk } from './disk.ts';
+import { chooseMajor } from './major.ts';
+import { NodeLoop } from './node-loop.ts';
+
+export interface DeviceMapperOptions {
+  /** Where relative paths in tables start; the working directory unless given. */
+  baseFolder?: string;
+  /** Target types of the program's own, beside those that dmkit brings. */
+  targets?: readonly AnyTargetType[];
+}
+
+export interface TableOptions {
+  /** Nothing can be written through it, and what is below is opened for reading alone. */
+  readOnly?: boolean;
+}
+
+/**
+ * Builds devices out of tables, in this process, without root.
+ *
+ * @example
+ * ```ts
+ * const dm = new DeviceMapper();
+ * const disk = await dm.create('joined', '0 2048 linear a.img 0\n2048 2048 linear b.img 0');
+ * await disk.write(2047, Buffer.alloc(1024, 'x')); // the last sector of a.img and the first of b.img
+ * await dm.close();
+ * ```
+ */
+export class DeviceMapper {
+  readonly loop: NodeLoop;
+  readonly targets: Targets;
+  readonly devices: DeviceRegistry;
+  readonly mapper: Mapper;
+  readonly #disks = new Set<Disk>();
+
+  constructor(options: DeviceMapperOptions = {}) {
+    this.loop = new NodeLoop();
+    this.targets = new Targets([...builtinTargets, ...(options.targets ?? [])]);
+    this.devices = new DeviceRegistry({
+      reactor: this.loop,
+      ...(options.baseFolder === undefined ? {} : { baseFolder: options.baseFolder }),
+    });
+    this.mapper = new Mapper(this.targets, this.devices, chooseMajor());
+  }
+
+  /**
+   * Makes a mapped device, loads its table and resumes it. When the table is refused nothing is left behind.
+   *
+   * @param table dmsetup's table text, or its lines
+   * @throws TableError with the kernel's reason; DmError EBUSY for a name that is taken, EINVAL for text that can't be read
+   */
+  async create(
+    name: string,
+    table: string | readonly TableEntry[],
+    options: CreateOptions & TableOptions = {},
+  ): Promise<Disk> {
+    const device = this.mapper.create(name, options);
+    try {
+      this.mapper.load(device, table, options);
+      await resumed(device, {});
+    } catch (error) {
+      this.mapper.remove(device);
+      throw error;
+    }
+    return this.#opened(`/dev/mapper/${name}`, options.readOnly ?? false);
+  }
+
+  /**
+   * Opens any device: an image or block device by path or `major:minor`, a mapped one as `/dev/mapper/NAME`.
+   *
+   * @throws DmError ENODEV, ENXIO, EACCES, EBUSY … as the kernel's look-up of a device gives
+   */
+  async open(argument: string, options: TableOptions = {}): Promise<Disk> {
+    return this.#opened(argument, options.readOnly ?? false);
+  }
+
+  /** Puts a table into the inactive slot of a device; {@link resume} makes it live. @throws as {@link create} */
+  async load(name: string, table: string | readonly TableEntry[], options: TableOptions = {}): Promise<void> {
+    this.mapper.load(this.mapper.get(name), table, options);
+  }
+
+  /** Holds new requests back; resolves when none is in flight. */
+  async suspend(name: string, options: SuspendOptions = {}): Promise<void> {
+    const device = this.mapper.get(name);
+    await new Promise<void>((resolve) => this.mapper.suspend(device, options, resolve));
+  }
+
+  /** Swaps in a loaded table, if there is one, and lets requests through. */
+  async resume(name: string, options: SuspendOptions = {}): Promise<void> {
+    await resumed(this.mapper.get(name), options);
+  }
+
+  /**
+   * Removes a mapped device. Handles that this program still has on it are closed first; anything else that uses it
+   * (a device stacked on it, an NBD client) makes it busy.
+   *
+   * @throws DmError ENXIO, EBUSY
+   */
+  async remove(name: string): Promise<void> {
+    const device = this.mapper.get(name);
+    for (const disk of this.#disks) if (disk.device === device) disk.close();
+    await idle(device);
+    this.mapper.remove(device);
+  }
+
+  /** Status or table lines of a device, as dmsetup prints them. */
+  lines(name: string, type: 'table' | 'info'): string[] {
+    return this.mapper.get(name).lines(type);
+  }
+
+  /** Closes every handle, removes every device and closes what was below. Requests in flight end first. */
+  async close(): Promise<void> {
+    for (const disk of this.#disks) disk.close();
+    for (const device of this.mapper.list()) await idle(device);
+    const busy = this.mapper.removeAll();
+    if (busy.length > 0) {
+      const names = busy.map((device) => device.dmName).join(', ');
+      throw new DmError(Errno.EBUSY, `still in use: ${names}; stop what serves or uses them first`);
+    }
+  }
+
+  #opened(argument: string, readOnly: boolean): Disk {
+    const device: BlockDevice = this.mapper.open(argument, readOnly);
+    const disk: Disk = new Disk(device, () => {
+      this.#disks.delete(disk);
+      this.mapper.close(device, readOnly);
+    });
+    this.#disks.add(disk);
+    return disk;
+  }
+}
+
+/** Resolves when nothing is in flight; the device is as it was before. */
+async function idle(device: MappedDevice): Promise<void> {
+  if (device.inFlightCount === 0 || device.suspended) return;
+  await new Promise<void>((resolve) => device.suspend({}, resolve));
+}
+
+async function resumed(device: MappedDevice, options: SuspendOptions): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    device.resume(options, (error) => (error === null ? resolve() : reject(error)));
+  });
+}
