@@ -74,14 +74,25 @@ export function trustMemory(buffer: ArrayBufferLike, address = 0): void {
  * Checks `byteLength` bytes of `view` from `offset`: to be called at the edge, where an exception reaches the caller.
  * Below, the same memory fails its bio with EFAULT.
  *
- * @throws DmError EFAULT for memory that may move or vanish, EINVAL for a range outside `view` (a detached one has none)
+ * @throws DmError EFAULT for memory that may move, vanish or has gone, EINVAL for a range outside `view`
  */
 export function checkMemory(view: Uint8Array, offset = 0, byteLength: number = view.byteLength - offset): void {
-  if (!rangeIsInside(view, offset, byteLength) || (byteLength > 0 && view.byteLength === 0)) {
-    const size = view.byteLength === 0 ? 'empty, or was transferred away' : `${view.byteLength} bytes long`;
-    throw new DmError(Errno.EINVAL, `bytes ${offset} to ${offset + byteLength} asked of memory that is ${size}`);
+  if (isDetached(view.buffer)) throw refused('it was transferred away');
+  if (!rangeIsInside(view, offset, byteLength)) {
+    const range = `bytes ${offset} to ${offset + byteLength}`;
+    throw new DmError(Errno.EINVAL, `${range} asked of memory that is ${view.byteLength} bytes long`);
   }
   regionOf(view.buffer);
+}
+
+function isDetached(buffer: ArrayBufferLike): boolean {
+  if (buffer.byteLength > 0) return false;
+  try {
+    new Uint8Array(buffer);
+    return false;
+  } catch {
+    return true;
+  }
 }
 
 /** True where `byteLength` bytes from `offset` are in `view` now; a detached one is empty. */

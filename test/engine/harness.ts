@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import { onTestFinished } from 'vitest';
 import { Bio, type BioVec } from '../../src/block/bio.ts';
-import { type BlockDevice, submitBio } from '../../src/block/block-device.ts';
+import { type BlockDevice, type ExtentCallback, submitBio } from '../../src/block/block-device.ts';
 import { defaultLimits, UNLIMITED_SECTOR_COUNT } from '../../src/block/limits.ts';
 import type { Reactor } from '../../src/block/reactor.ts';
 import { blockingCalls, type FileCalls, threadCalls } from '../../src/engine/calls.ts';
@@ -78,6 +78,10 @@ export class TestDevice implements BlockDevice {
 
   submit(bio: Bio): void {
     this.file.engine.submit(this.file, bio);
+  }
+
+  queryExtent(sector: number, sectorCount: number, done: ExtentCallback): void {
+    this.file.engine.queryExtent(this.file, sector, sectorCount, done);
   }
 
   close(): void {
