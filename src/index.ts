@@ -10,7 +10,13 @@ export { defaultLimits, type QueueLimits } from './block/limits.ts';
 export { MAX_SECTOR_COUNT, SECTOR_SIZE } from './block/sector.ts';
 export * from './block/target.ts';
 export { version } from './block/version.ts';
-export { MemoryDevice } from './devices/index.ts';
+export {
+  type DeviceInfo,
+  DeviceRegistry,
+  type DeviceRegistryOptions,
+  MemoryDevice,
+  type MemoryDeviceOptions,
+} from './devices/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
 export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './reactor/device-mapper.ts';

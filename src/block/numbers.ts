@@ -15,12 +15,6 @@ export function scanUnsigned64(text: string): number | undefined {
   return Number(BigInt.asUintN(64, BigInt(text)));
 }
 
-/** As {@link scanUnsigned64} for a field of 32 bits ("%u"): wraps at 2^32. */
-export function scanUnsigned32(text: string): number | undefined {
-  if (!DIGITS.test(text)) return undefined;
-  return Number(BigInt.asUintN(32, BigInt(text)));
-}
-
 /**
  * A field that the kernel reads with kstrtouint(…, 10, …): decimal, one leading `+` allowed, no wrap.
  *

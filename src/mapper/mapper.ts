@@ -2,7 +2,7 @@
 import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
-import { DmError, TableError } from '../block/errors.ts';
+import { DmError } from '../block/errors.ts';
 import type { TargetRegistry } from '../block/target.ts';
 import { buildTable } from '../table/table.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
@@ -180,10 +180,4 @@ function refuseCycle(device: MappedDevice, lower: BlockDevice): void {
     seen.add(next);
     if (next.lowerDevices !== undefined) stack.push(...next.lowerDevices());
   }
-}
-
-/** The lines dmsetup prints and the kernel logs when a table is refused. */
-export function describeRefusedTable(device: MappedDevice, error: DmError): { ioctl: string; log: string | null } {
-  const log = error instanceof TableError ? `device-mapper: table: ${device.name}: ${error.reason}` : null;
-  return { ioctl: `device-mapper: reload ioctl on ${device.dmName} (${device.name}) failed`, log };
 }

@@ -1,8 +1,9 @@
-// The public entry `dmkit/nbd`: an NBD server for block devices, a client, URIs, and the event loop they run on.
+// The public entry `dmkit/nbd`: serving devices, an NBD server, a client, URIs, and the event loop they run on.
 export { type ConnectAddress, type ListenAddress, type Listener, NodeLoop } from '../reactor/node-loop.ts';
 export type { NbdExportDetails } from './client/handshake.ts';
 export { connectNbd, listNbdExports, NbdConnection, openNbd } from './connect.ts';
 export { type BlockSizes, type ExportDescription, MalformedError } from './protocol/info.ts';
 export { formatNbdUri, type NbdUri, parseNbdUri } from './protocol/uri.ts';
+export { type NbdService, parseListenAddress, type ServeNbdOptions, serveNbd } from './serve.ts';
 export type { ExportTable, NbdExport } from './server/exports.ts';
 export { NbdServer, type NbdServerOptions, type NbdServerStatistics } from './server/server.ts';
