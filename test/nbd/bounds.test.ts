@@ -208,6 +208,9 @@ describe('shutdown', () => {
     session.reactor.turn();
     expect(ended).toBe(null);
     expect(session.isClosed).toBe(true);
+    const late = session.connectAnother();
+    session.reactor.turn();
+    expect(late.isClosed).toBe(true);
   });
 
   it('takes an export away when its requests are answered', () => {

@@ -97,9 +97,12 @@ export class NbdServer {
     return { connectionCount: this.#connections.size, requestCount, usedByteLength: this.#pool.usedByteLength };
   }
 
-  /** Serves one client. The transport is the server's from now on. */
+  /**
+   * Serves one client. The transport is the server's from now on; it is closed at once when there are too many, or after
+   * a shutdown.
+   */
   accept(transport: Transport): void {
-    if (this.#connections.size >= this.#maxConnectionCount) {
+    if (this.#connections.size >= this.#maxConnectionCount || this.#shutdown?.isClosing) {
       transport.destroy();
       return;
     }
@@ -151,6 +154,11 @@ class Shutdown {
     this.#connections = connections;
     this.#devices = devices;
     this.#done = done;
+  }
+
+  /** All is answered and flushed: nobody is let in any more. */
+  get isClosing(): boolean {
+    return this.#step === 'closing' || this.#step === 'done';
   }
 
   start(timeoutMilliseconds: number): void {
