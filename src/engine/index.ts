@@ -10,16 +10,8 @@ import { PortableEngine } from './portable.ts';
 import type { ThreadedEngineOptions } from './threads.ts';
 
 export { checkMemory, trustMemory } from './address.ts';
-export type {
-  Engine,
-  EngineCapabilities,
-  EngineFile,
-  EngineKind,
-  FileKind,
-  UnsupportedOperation,
-} from './engine.ts';
+export type { Engine, EngineFile, EngineKind, FileKind } from './engine.ts';
 export type { Libc } from './libc.ts';
-export { enterSubmit, leaveSubmit } from './nesting.ts';
 
 /** An engine, or the best that each file can have. */
 export type EngineChoice = EngineKind | 'auto';
