@@ -10,6 +10,8 @@ import { itPeer, peer, run } from '../support/peers.ts';
 import { randomBytes, tempDir } from '../support/tmp.ts';
 
 const MIB = 1 << 20;
+/** A machine under load takes its time. */
+const patient = { timeout: 10_000 };
 const SIZE = 128 * MIB;
 
 async function serve(device = new MemoryDevice('disk', SIZE / 512)) {
@@ -35,7 +37,9 @@ async function serve(device = new MemoryDevice('disk', SIZE / 512)) {
   const uri = (exportName: string) => formatNbdUri({ socket, exportName });
   /** Nothing may be left once the clients have gone. */
   const expectQuiet = async () => {
-    await expect.poll(() => server.statistics).toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
+    await expect
+      .poll(() => server.statistics, patient)
+      .toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
     expect(errors).toEqual([]);
   };
   return { device, server, uri, expectQuiet };

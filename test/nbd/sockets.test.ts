@@ -18,6 +18,8 @@ import { tempDir } from '../support/tmp.ts';
 import { HeldDevice, pattern } from './support.ts';
 
 const loop = new NodeLoop();
+/** A machine under load takes its time. */
+const patient = { timeout: 10_000 };
 
 function listen(address: ListenAddress, server?: NbdServer): Promise<Listener> {
   return new Promise((resolve, reject) => {
@@ -138,7 +140,9 @@ describe.each(['unix', 'tcp'])('client and server over %s', (kind) => {
     await expect(disk.read(16384 * 512, 512)).rejects.toMatchObject({ code: 'EINVAL' });
     await expect(disk.write(16384 * 512, pattern(512))).rejects.toMatchObject({ code: 'ENOSPC' });
     await disk.close();
-    await expect.poll(() => server.statistics).toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
+    await expect
+      .poll(() => server.statistics, patient)
+      .toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
   });
 
   it('refuses what is not there', async () => {
@@ -155,11 +159,13 @@ describe.each(['unix', 'tcp'])('client and server over %s', (kind) => {
     const read = '25609513' + '0000' + '0000' + '0000000000000000' + '0000000000000000' + '00010000';
     socket.write(Buffer.from(go, 'hex'));
     for (let i = 0; i < 2000; i++) socket.write(Buffer.from(read, 'hex'));
-    await expect.poll(() => server.statistics.usedByteLength).toBeGreaterThan(60 << 20);
+    await expect.poll(() => server.statistics.usedByteLength, patient).toBeGreaterThan(60 << 20);
     await turns(100);
     expect(server.statistics.usedByteLength).toBeLessThanOrEqual(65 << 20);
     socket.destroy();
-    await expect.poll(() => server.statistics).toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
+    await expect
+      .poll(() => server.statistics, patient)
+      .toEqual({ connectionCount: 0, requestCount: 0, usedByteLength: 0 });
   });
 
   it('shuts down with requests in flight', async () => {
@@ -167,10 +173,10 @@ describe.each(['unix', 'tcp'])('client and server over %s', (kind) => {
     const { server, uri } = await serve(device);
     const disk = await connectNbd(uri);
     const reading = disk.read(0, 512);
-    await expect.poll(() => device.bios.length).toBe(1);
+    await expect.poll(() => device.bios.length, patient).toBe(1);
     const shutdown = new Promise<Error | null>((resolve) => server.shutdown(resolve));
     device.finish(0);
-    await expect.poll(() => device.bios.length).toBe(1);
+    await expect.poll(() => device.bios.length, patient).toBe(1);
     device.finish(0);
     expect(await reading).toHaveLength(512);
     expect(await shutdown).toBe(null);
@@ -201,7 +207,7 @@ it('a connection whose handler throws ends alone', async () => {
   const socket = connect(path);
   socket.on('error', () => {});
   socket.write('x');
-  await expect.poll(() => ends.map(String)).toEqual(['Error: a bug']);
+  await expect.poll(() => ends.map(String), patient).toEqual(['Error: a bug']);
   expect(errors.map(String)).toEqual(['Error: a bug']);
   await closed(listener);
 });
@@ -219,7 +225,7 @@ it('a loop keeps the order of what it was woken with, past an exception', async 
   timer.cancel();
   own.after(5, () => events.push('timer'));
   expect(events).toEqual([]);
-  await expect.poll(() => events).toEqual([1, 'Error: a bug', 2, 3, 'timer']);
+  await expect.poll(() => events, patient).toEqual([1, 'Error: a bug', 2, 3, 'timer']);
 });
 
 it('a listener whose server died is told from one that is busy', async () => {
