@@ -8,6 +8,7 @@ import { formatRow, runRow } from './harness.mjs';
 import { describeMachine, findFolders } from './machine.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
+import { tableRows } from './rows/tables.mjs';
 
 const { values: flags } = parseArgs({
   options: {
@@ -34,8 +35,8 @@ const options = {
 
 const folders = findFolders();
 const pattern = new RegExp(flags.rows);
-const rows = [...nbdRows(folders, options), ...inProcessRows(folders, options)].filter(({ name }) =>
-  pattern.test(name),
+const rows = [...nbdRows(folders, options), ...inProcessRows(folders, options), ...tableRows(folders, options)].filter(
+  ({ name }) => pattern.test(name),
 );
 
 function showProgress(text) {

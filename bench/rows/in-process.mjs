@@ -8,12 +8,12 @@ import { run, which } from '../process.mjs';
 const child = fileURLToPath(new URL('../contestants/child.mjs', import.meta.url));
 
 /** A way to read that is a module of bench/contestants/: each measurement is a fresh Node.js process. */
-async function inNode(module, depth, { path, seconds, imageBytes, round }) {
+export async function inNode(module, depth, { path, seconds, imageBytes, round }) {
   const args = [child, module, path, imageBytes, seconds, depth, round].map(String);
   return Number(await run(process.execPath, args, seconds * 2 + 15));
 }
 
-async function dmkitMissing() {
+export async function dmkitMissing() {
   try {
     const { DeviceMapper } = await import('../../dist/index.js');
     return DeviceMapper === undefined ? 'dist/index.js exports no DeviceMapper yet' : undefined;

@@ -108,7 +108,7 @@ function flushDevicesOf(targets: readonly AnyTarget[]): BlockDevice[] | null {
 /** The devices of a table under construction: each opened once, all closed again when a line is refused. */
 class TableDevices {
   readonly devices: BlockDevice[] = [];
-  readonly #seen = new Set<BlockDevice>();
+  readonly #byArgument = new Map<string, BlockDevice>();
   readonly #options: TableOptions;
 
   constructor(options: TableOptions) {
@@ -116,9 +116,18 @@ class TableDevices {
   }
 
   get(argument: string): BlockDevice {
+    // A table of a million lines names the same few devices over and over.
+    const known = this.#byArgument.get(argument);
+    if (known !== undefined) return known;
+    const device = this.#open(argument);
+    this.#byArgument.set(argument, device);
+    return device;
+  }
+
+  #open(argument: string): BlockDevice {
     const { resolver, readOnly = false, checkDevice } = this.#options;
     const device = resolver.open(argument, readOnly);
-    if (this.#seen.has(device)) {
+    if (this.devices.includes(device)) {
       resolver.close(device, readOnly);
       return device;
     }
@@ -128,7 +137,6 @@ class TableDevices {
       resolver.close(device, readOnly);
       throw error;
     }
-    this.#seen.add(device);
     this.devices.push(device);
     return device;
   }
