@@ -113,9 +113,18 @@ async function build(shape: { fileSizes: number[]; devices: Line[][] }, ranges: 
     if (text.length === 0) continue;
     const model = { argument: `/dev/mapper/d${index}`, places, ranges: allowed };
     disks.push({ disk: await dm.create(`d${index}`, text.join('\n')), model });
+    await checkRoundTrip(dm, `d${index}`);
     below.push(model);
   }
   return { dm, files, paths, disks };
+}
+
+/** The table that is printed makes the same device. */
+async function checkRoundTrip(dm: DeviceMapper, name: string): Promise<void> {
+  const lines = dm.lines(name, 'table');
+  (await dm.create('copy', lines.join('\n'))).close();
+  expect(dm.lines('copy', 'table')).toEqual(lines);
+  await dm.remove('copy');
 }
 
 /** True where one request reaches a sector below twice: the order of its own pieces is nobody's promise. */

@@ -1,0 +1,53 @@
+// A process with requests in flight ends when it is told to, whichever way, on every engine.
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, test } from 'vitest';
+import { start } from '../support/process.ts';
+import { makeImage, tempDir } from '../support/tmp.ts';
+
+const dist = fileURLToPath(new URL('../../dist/index.js', import.meta.url));
+/** Generous: the point is that nothing waits for ever. */
+const LIMIT_SECONDS = 10;
+
+/** Keeps 256 requests of every kind in flight for ever, and says when it has begun. */
+function busyProgram(image: string, ending: string): string {
+  return `
+    import { DeviceMapper } from ${JSON.stringify(dist)};
+    const dm = new DeviceMapper();
+    const disk = await dm.create('busy', '0 8192 linear ${image} 0');
+    let done = 0;
+    async function lane(i) {
+      const buffer = Buffer.alloc(65536);
+      for (;;) {
+        await disk.write((i * 128) % 8064, buffer, { fua: true });
+        await disk.readInto((i * 128) % 8064, buffer);
+        if (++done === 64) console.log('busy');
+        if (done === 256) { ${ending} }
+      }
+    }
+    for (let i = 0; i < 256; i++) lane(i);
+  `;
+}
+
+describe.each(['direct', 'portable'])('on the %s engine', (engine) => {
+  test.each([
+    ['process.exit', 'process.exit(3)', 3],
+    ['an exception nobody catches', "setImmediate(() => { throw new Error('on purpose'); })", 1],
+    ['an exit code and a signal to itself', "process.kill(process.pid, 'SIGTERM')", null],
+  ])('%s', async (_name, ending, code) => {
+    const folder = tempDir('exit');
+    makeImage(join(folder, 'a.img'), 8192);
+    writeFileSync(join(folder, 'busy.mjs'), busyProgram(join(folder, 'a.img'), ending));
+    const child = await start(process.execPath, [join(folder, 'busy.mjs')], {
+      ready: /busy/,
+      env: { DMKIT_ENGINE: engine },
+      timeoutSeconds: LIMIT_SECONDS + 20,
+    });
+    const ended = await Promise.race([
+      child.exited,
+      new Promise((resolve) => setTimeout(resolve, LIMIT_SECONDS * 1000, 'still running').unref()),
+    ]);
+    expect(ended).toBe(code);
+  });
+});
