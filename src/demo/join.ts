@@ -12,7 +12,7 @@ export async function join(stage: Stage): Promise<void> {
   say(`served at ${service.uri('joined')}`);
 
   const client = await connectNbd(service.uri('joined'));
-  check(client.size === 2 * IMAGE_SECTOR_COUNT * SECTOR_SIZE, `the client sees ${client.size} bytes`);
+  check(client.byteLength === 2 * IMAGE_SECTOR_COUNT * SECTOR_SIZE, `the client sees ${client.byteLength} bytes`);
   const boundary = IMAGE_SECTOR_COUNT * SECTOR_SIZE;
   const before = await client.read(boundary - SECTOR_SIZE, 2 * SECTOR_SIZE);
   const labels = [readLabel(before.subarray(0, SECTOR_SIZE)), readLabel(before.subarray(SECTOR_SIZE))];

@@ -15,7 +15,7 @@ export async function stripe(stage: Stage): Promise<void> {
   say(`served at ${service.uri('stripe')}`);
 
   const client = await connectNbd(service.uri('stripe'));
-  const all = await client.read(0, client.size);
+  const all = await client.read(0, client.byteLength);
   let right = 0;
   for (let sector = 0; sector < 3 * IMAGE_SECTOR_COUNT; sector++) {
     const chunk = Math.floor(sector / CHUNK_SECTOR_COUNT);

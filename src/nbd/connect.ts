@@ -24,8 +24,8 @@ export class NbdConnection {
     this.#details = details;
   }
 
-  /** Bytes. */
-  get size(): number {
+  /** The export's size. */
+  get byteLength(): number {
     return this.#details.byteLength;
   }
 
@@ -38,11 +38,11 @@ export class NbdConnection {
     return this.#details;
   }
 
-  async read(offset: number, byteLength: number): Promise<Uint8Array> {
+  async read(offset: number, byteLength: number): Promise<Buffer> {
     if (!(byteLength >= 0 && byteLength <= this.#client.maxPayloadByteLength)) {
       throw requestError(Errno.EINVAL, `read of ${byteLength} bytes at ${offset}`);
     }
-    const destination = new Uint8Array(byteLength);
+    const destination = Buffer.allocUnsafeSlow(byteLength);
     await this.#promise(`read at ${offset}`, (done) => this.#client.read(offset, destination, done));
     return destination;
   }

@@ -129,7 +129,7 @@ describe.each(['unix', 'tcp'])('client and server over %s', (kind) => {
     const { server, uri } = await serve(new MemoryDevice('disk', 16384));
     expect(await listNbdExports(uri)).toEqual([{ name: 'disk/1', description: 'a disk' }]);
     const disk = await connectNbd(uri);
-    expect(disk).toMatchObject({ size: 16384 * 512, readOnly: false });
+    expect(disk).toMatchObject({ byteLength: 16384 * 512, readOnly: false });
     const data = pattern(3 << 20);
     await disk.write(512, data, { fua: true });
     await disk.flush();
