@@ -38,10 +38,12 @@ let activeClientCount = 0;
  *
  * @example
  * ```ts
+ * import { DmIoClient, MemoryDevice, NodeLoop, REQ_OP_WRITE } from 'dmkit';
+ *
  * const client = new DmIoClient({ reactor: new NodeLoop(), pageCount: 256 });
- * const disk = new MemoryDevice('disk', 2048);
- * const memory = { type: 'buffer', buffer: Buffer.alloc(4096, 'x') } as const;
- * client.io({ op: REQ_OP_WRITE, memory, client }, [{ bdev: disk, sector: 8, count: 8 }]); // 0
+ * const bdev = new MemoryDevice('disk', 2048);
+ * const memory = { type: 'buffer', buffer: Buffer.alloc(4096, 'x') };
+ * console.log(client.io({ op: REQ_OP_WRITE, memory }, [{ bdev, sector: 8, count: 8 }])); // 0
  * client.close();
  * ```
  */
@@ -97,6 +99,9 @@ export class DmIoClient implements JobOwner {
    *
    * @example
    * ```ts
+   * import { DmIoClient, NodeLoop } from 'dmkit';
+   *
+   * const client = new DmIoClient({ reactor: new NodeLoop() });
    * client.resize(client.pageCount * 2);
    * ```
    */
@@ -113,6 +118,9 @@ export class DmIoClient implements JobOwner {
    *
    * @example
    * ```ts
+   * import { DmIoClient, NodeLoop } from 'dmkit';
+   *
+   * const client = new DmIoClient({ reactor: new NodeLoop() });
    * if (client.close() > 0) console.log('some requests are still under way');
    * ```
    */

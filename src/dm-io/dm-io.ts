@@ -25,6 +25,8 @@ import type { DmIoRegion, DmIoRequest, DmIoResult } from './types.ts';
  *
  * @example
  * ```ts
+ * import { DmIoClient, dmIo, MemoryDevice, NodeLoop, REQ_OP_WRITE } from 'dmkit';
+ *
  * const client = new DmIoClient({ reactor: new NodeLoop() });
  * const mirrors = [new MemoryDevice('a', 2048), new MemoryDevice('b', 2048), new MemoryDevice('short', 8)];
  * const result = { errorBits: 0n, error: null };
@@ -33,7 +35,8 @@ import type { DmIoRegion, DmIoRequest, DmIoResult } from './types.ts';
  *   mirrors.map((bdev) => ({ bdev, sector: 64, count: 8 })),
  *   result,
  * );
- * console.log(errno, result.errorBits.toString(2), result.error.failedRegions[0].cause.device); // 5 100 short
+ * console.log(errno, result.errorBits.toString(2)); // 5 100
+ * console.log(`${result.error}`); // DmIoError: write failed in 1 of 3 regions: region 2 (short, sector 64: Input/output error)
  * ```
  */
 export function dmIo<Context>(

@@ -25,9 +25,18 @@ function describe({ index, cause }: FailedRegion): string {
  *
  * @example
  * ```ts
- * await dmIoPromise(request, regions).catch((error) => {
+ * import { DmIoClient, DmIoError, dmIoPromise, MemoryDevice, NodeLoop, REQ_OP_WRITE } from 'dmkit';
+ *
+ * const client = new DmIoClient({ reactor: new NodeLoop() });
+ * const small = new MemoryDevice('small', 4);
+ * try {
+ *   const memory = { type: 'buffer', buffer: Buffer.alloc(4096) };
+ *   await dmIoPromise({ op: REQ_OP_WRITE, memory, client }, [{ bdev: small, sector: 0, count: 8 }]);
+ * } catch (error) {
+ *   if (!(error instanceof DmIoError)) throw error;
  *   for (const { index, cause } of error.failedRegions) console.log(index, cause.code, cause.device, cause.sector);
- * });
+ *   // 0 EIO small 4
+ * }
  * ```
  */
 export class DmIoError extends DmError {

@@ -45,6 +45,8 @@ function globalClient(): DmIoClient {
  *
  * @example
  * ```ts
+ * import { dmIoGet, dmIoPut, dmIoSyncVm, MemoryDevice, REQ_OP_WRITE } from 'dmkit';
+ *
  * dmIoGet(256); // 1 MiB
  * const bdev = new MemoryDevice('disk', 2048);
  * dmIoSyncVm([{ bdev, sector: 0, count: 8 }], REQ_OP_WRITE, Buffer.alloc(4096, 'x'));
@@ -68,6 +70,8 @@ export function dmIoGet(pageCount: number, options: DmIoGetOptions = {}): void {
  *
  * @example
  * ```ts
+ * import { dmIoGet, dmIoPut } from 'dmkit';
+ *
  * dmIoGet(64);
  * dmIoPut(64);
  * ```
@@ -111,6 +115,8 @@ function start<Context>(
  *
  * @example
  * ```ts
+ * import { dmIoGet, dmIoPut, dmIoSync, MemoryDevice, REQ_OP_READ } from 'dmkit';
+ *
  * dmIoGet(16);
  * const pages = { page: Buffer.alloc(4096), next: { page: Buffer.alloc(4096), next: null } };
  * const result = { errorBits: 0n, error: null };
@@ -136,6 +142,8 @@ export function dmIoSync(
  *
  * @example
  * ```ts
+ * import { dmIoGet, dmIoPut, dmIoSyncBvec, MemoryDevice, REQ_OP_WRITE } from 'dmkit';
+ *
  * dmIoGet(16);
  * const header = Buffer.alloc(512, 'h');
  * const body = Buffer.alloc(4096, 'b');
@@ -164,6 +172,8 @@ export function dmIoSyncBvec(
  *
  * @example
  * ```ts
+ * import { dmIoGet, dmIoPut, dmIoSyncVm, MemoryDevice, REQ_OP_WRITE } from 'dmkit';
+ *
  * dmIoGet(16);
  * const bdev = new MemoryDevice('disk', 2048);
  * dmIoSyncVm([{ bdev, sector: 0, count: 8 }], REQ_OP_WRITE, Buffer.alloc(4096, 'x')); // 0
@@ -184,11 +194,13 @@ export function dmIoSyncVm(where: readonly DmIoRegion[], op: number, buffer: Uin
  *
  * @example
  * ```ts
+ * import { dmIoAsync, dmIoGet, dmIoPut, MemoryDevice, REQ_OP_READ } from 'dmkit';
+ *
  * dmIoGet(16);
  * const bdev = new MemoryDevice('disk', 2048);
  * const pages = { page: Buffer.alloc(4096), next: null };
- * const fn = (errorBits: bigint, context: string) => console.log(context, errorBits); // first page 0n
- * dmIoAsync([{ bdev, sector: 0, count: 8 }], REQ_OP_READ, pages, 0, fn, 'first page');
+ * const where = [{ bdev, sector: 0, count: 8 }];
+ * dmIoAsync(where, REQ_OP_READ, pages, 0, (errorBits, context) => console.log(context, errorBits), 'page 1'); // page 1 0n
  * dmIoPut(16);
  * ```
  */
@@ -210,6 +222,8 @@ export function dmIoAsync<Context>(
  *
  * @example
  * ```ts
+ * import { dmIoAsyncBvec, dmIoGet, dmIoPut, MemoryDevice, REQ_OP_READ } from 'dmkit';
+ *
  * dmIoGet(16);
  * const bdev = new MemoryDevice('disk', 2048);
  * const vecs = [{ page: Buffer.alloc(4096), offset: 0, byteLength: 4096 }];
@@ -234,6 +248,8 @@ export function dmIoAsyncBvec<Context>(
  *
  * @example
  * ```ts
+ * import { dmIoAsyncVm, dmIoGet, dmIoPut, MemoryDevice, REQ_OP_READ } from 'dmkit';
+ *
  * dmIoGet(16);
  * const bdev = new MemoryDevice('disk', 2048);
  * dmIoAsyncVm([{ bdev, sector: 0, count: 8 }], REQ_OP_READ, Buffer.alloc(4096), (errorBits) => console.log(errorBits));

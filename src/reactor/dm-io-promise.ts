@@ -8,6 +8,8 @@ import type { DmIoRegion, DmIoRequest } from '../dm-io/index.ts';
  *
  * @example
  * ```ts
+ * import { DeviceMapper, DmIoClient, DmIoError, dmIoPromise, MemoryDevice, REQ_OP_WRITE } from 'dmkit';
+ *
  * const dm = new DeviceMapper();
  * const client = new DmIoClient({ reactor: dm.loop, engines: dm.devices.engines });
  * const drives = [new MemoryDevice('drive 1', 2048), new MemoryDevice('drive 2', 4)];
@@ -15,7 +17,7 @@ import type { DmIoRegion, DmIoRequest } from '../dm-io/index.ts';
  * try {
  *   await dmIoPromise({ op: REQ_OP_WRITE, memory, client }, drives.map((bdev) => ({ bdev, sector: 0, count: 8 })));
  * } catch (error) {
- *   console.log(error.errorBits, error.failedRegions[0].cause.device); // 2n drive 2
+ *   if (error instanceof DmIoError) console.log(error.errorBits, error.failedRegions[0].cause.device); // 2n drive 2
  * }
  * ```
  */

@@ -185,7 +185,7 @@ export function memoryOf(
   bio.reset(REQ_OP_WRITE, 0, null, 0, bytes.byteLength / 512);
   bio.vecs = vecs;
   let rest = skip;
-  while (rest >= vecs[bio.vecIndex]!.byteLength) rest -= vecs[bio.vecIndex++]!.byteLength;
+  while (bio.vecIndex < vecs.length && rest >= vecs[bio.vecIndex]!.byteLength) rest -= vecs[bio.vecIndex++]!.byteLength;
   bio.vecOffset = rest;
   return { memory: { type: 'bio', bio }, content: () => joinVecs(vecs).subarray(skip) };
 }
