@@ -9,6 +9,7 @@ import { type AnyTarget, TargetError } from '../block/target.ts';
 import { calculateLimits } from '../table/limits.ts';
 import type { Table } from '../table/table.ts';
 import { Request, type RequestOwner } from './request.ts';
+import { mapWhole } from './single.ts';
 
 export interface SuspendOptions {
   /** Targets may give back what they hold, to be mapped again after the resume. */
@@ -95,7 +96,7 @@ export class MappedDevice implements RequestOwner {
       return;
     }
     this.#inFlight++;
-    Request.start(this, table, bio);
+    if (!mapWhole(this, table, bio)) Request.start(this, table, bio);
   }
 
   requestDone(bio: Bio, errno: number, requeue: boolean): void {
