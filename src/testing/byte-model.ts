@@ -3,7 +3,7 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { ZERO_SECTOR } from './disk-image.ts';
+import { equalBytes, ZERO_SECTOR } from './disk-image.ts';
 
 /** Contents that are right; null: every content is. */
 type Allowed = readonly Uint8Array[] | null;
@@ -18,10 +18,6 @@ interface SectorState {
 export interface ByteModelOptions {
   /** What the device holds at first: zeroes (unless given), or anything. */
   content?: 'zeroes' | 'anything';
-}
-
-function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
-  return a === b || a.every((byte, index) => byte === b[index]);
 }
 
 function both(a: Allowed, b: Allowed): Allowed {

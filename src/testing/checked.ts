@@ -4,6 +4,7 @@ import { Bio, type BioVec, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, walkMemory }
 import { type BlockDevice, type ExtentCallback, queryExtent } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { equalBytes } from './disk-image.ts';
 import { type Random, randomBytes, randomFromSeed } from './random.ts';
 import { describeRequest } from './request.ts';
 import { endLike, WrappingDevice } from './wrapping-device.ts';
@@ -51,11 +52,16 @@ class GuardedMemory {
   get guardsAreWhole(): boolean {
     let start = 0;
     for (const { offset, byteLength } of [...this.vecs, { offset: this.bytes.byteLength, byteLength: 0 }]) {
-      for (let i = start; i < offset; i++) if (this.bytes[i] !== GUARD_BYTE) return false;
+      if (!isFilledWith(this.bytes.subarray(start, offset), GUARD_BYTE)) return false;
       start = offset + byteLength;
     }
     return true;
   }
+}
+
+/** Compares the bytes with themselves, one further on: all are alike. */
+function isFilledWith(bytes: Uint8Array, value: number): boolean {
+  return bytes[0] === value && equalBytes(bytes.subarray(1), bytes.subarray(0, -1));
 }
 
 interface Watched {
@@ -215,7 +221,7 @@ export class CheckedDevice extends WrappingDevice {
   }
 
   #checkPoison({ words, bytes }: Watched): void {
-    if (!bytes.every((byte) => byte === POISON_BYTE)) this.#add(`${words} had its memory written to after its end`);
+    if (!isFilledWith(bytes, POISON_BYTE)) this.#add(`${words} had its memory written to after its end`);
   }
 
   #note(bio: Bio, problem: string): void {
@@ -244,8 +250,7 @@ function sameBytes(bio: Bio, memory: GuardedMemory): boolean {
   let index = 0;
   let same = true;
   walkMemory(bio, 0, bio.byteLength, (piece) => {
-    const mine = pieces[index++]!;
-    same &&= piece.every((byte, i) => byte === mine[i]);
+    same &&= equalBytes(piece, pieces[index++]!);
   });
   return same;
 }

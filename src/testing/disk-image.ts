@@ -8,12 +8,9 @@ export type SectorMap = Map<number, Uint8Array>;
 
 export const ZERO_SECTOR: Uint8Array = new Uint8Array(SECTOR_SIZE);
 
-function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
-}
-
-function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
-  return a === b || (a.byteLength === b.byteLength && a.every((byte, index) => byte === b[index]));
+/** True for the same bytes. */
+export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return a === b || Buffer.compare(a, b) === 0;
 }
 
 /**
@@ -48,7 +45,7 @@ export class DiskImage {
     const sectors: SectorMap = new Map();
     for (let start = 0; start < bytes.byteLength; start += SECTOR_SIZE) {
       const content = bytes.slice(start, start + SECTOR_SIZE);
-      if (!isZero(content)) sectors.set(start / SECTOR_SIZE, content);
+      if (!equalBytes(content, ZERO_SECTOR)) sectors.set(start / SECTOR_SIZE, content);
     }
     return new DiskImage(bytes.byteLength / SECTOR_SIZE, sectors);
   }

@@ -146,7 +146,7 @@ describe('devices and the model agree', () => {
         model.assertRead(0, disk.peek(0, 48));
       }
     });
-    fc.assert(property);
+    fc.assert(property, { numRuns: runs(40) });
   });
 
   test('not on a disk that ignores flushes', () => {
