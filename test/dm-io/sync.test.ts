@@ -80,9 +80,11 @@ describe('a synchronous call is refused, before any I/O,', () => {
     mapper.load(slow, '0 64 linear disk 0');
     resume(slow);
     expect(writeSync(client, top)).toBe(0);
-    mapper.remove(top);
-    mapper.remove(slow);
-    expect(slow.syncObstacle()).toBeNull();
+    // A removed device fails requests at once: its target is gone, and no obstacle any more.
+    const removed = activate(mapper, 'removed', '0 64 test-delay disk');
+    expect(removed.syncObstacle()).toMatch(/wait for a timer/);
+    mapper.remove(removed);
+    expect(removed.syncObstacle()).toBeNull();
   });
 
   it('on a leg that is remote', () => {
