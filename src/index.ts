@@ -17,9 +17,13 @@ export {
   MemoryDevice,
   type MemoryDeviceOptions,
 } from './devices/index.ts';
+export * from './dm-io/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
 export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './reactor/device-mapper.ts';
 export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './reactor/disk.ts';
+export * from './reactor/dm-io-global.ts';
+export * from './reactor/dm-io-promise.ts';
+export { NodeLoop } from './reactor/node-loop.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

@@ -4,8 +4,9 @@ import { failingDisk } from './failing-disk.ts';
 import { join } from './join.ts';
 import { Stage, say, title } from './stage.ts';
 import { stripe } from './stripe.ts';
+import { writeMany } from './write-many.ts';
 
-const ACTS = [join, stripe, failingDisk];
+const ACTS = [join, stripe, failingDisk, writeMany];
 
 /** Below the folder the demo is started in, so that the commands it prints work there afterwards. */
 const FOLDER = 'dmkit-demo';

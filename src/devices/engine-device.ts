@@ -52,6 +52,12 @@ export abstract class EngineDevice implements BlockDevice {
     this.#file.engine.queryExtent(this.#file, sector, sectorCount, done);
   }
 
+  /** A file whose engine waits for the event loop cannot end a request while this thread is inside a synchronous call. */
+  syncObstacle(): string | null {
+    if (this.#file.engine.blocking) return null;
+    return `${this.name}: the dm-io client was not given the engines of its device (deviceMapper.devices.engines)`;
+  }
+
   /** Goes on with another descriptor of the same file. Requests in flight end on the old one, which is closed then. */
   replaceFile(file: EngineFile, readOnly: boolean): void {
     const old = this.#file;

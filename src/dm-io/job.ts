@@ -241,7 +241,7 @@ export class Job {
   #fail(errno: number): void {
     const device = this.#devices[this.#region]!;
     const sector = this.#sectors[this.#region]! + this.#sentSectorCount;
-    this.#note(this.#region, new IoError(errno, operationName(this.op), device.name, sector));
+    this.#note(this.#region, new IoError(errno, operationName(this.op), device.label ?? device.name, sector));
   }
 
   pieceFailed(piece: Bio, regionIndex: number): void {

@@ -4,6 +4,7 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { AnyTargetType } from '../block/target.ts';
 import { DeviceRegistry } from '../devices/index.ts';
+import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
 import { type CreateOptions, Mapper } from '../mapper/mapper.ts';
 import type { TableEntry } from '../table/text.ts';
@@ -115,6 +116,16 @@ export class DeviceMapper {
   /** Status or table lines of a device, as dmsetup prints them. */
   lines(name: string, type: 'table' | 'info'): string[] {
     return this.mapper.get(name).lines(type);
+  }
+
+  /**
+   * A dm-io client for the devices of this device mapper: synchronous calls on them work through it.
+   *
+   * @param pageCount 4 KiB pages of data in flight at the most
+   */
+  dmIoClient(pageCount?: number): DmIoClient {
+    const options = { reactor: this.loop, engines: this.devices.engines };
+    return new DmIoClient(pageCount === undefined ? options : { ...options, pageCount });
   }
 
   /** Closes every handle, removes every device and closes what was below. Requests in flight end first. */
