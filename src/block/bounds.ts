@@ -21,3 +21,10 @@ export const MAX_DM_IO_BIO_PAGE_COUNT = 256;
 export const DEFAULT_DM_IO_PAGE_COUNT = 1024;
 /** Bios that a dm-io client sends out before everything else in its reactor gets a turn. */
 export const MAX_DM_IO_TURN_BIO_COUNT = 64;
+/** Places for submissions in a ring; twice as many operations may be in flight. */
+export const MAX_RING_ENTRY_COUNT = 256;
+/** Submissions of one ring in one turn of the event loop, each followed by the ends of what was complete at once. */
+export const MAX_RING_ROUND_COUNT = 32;
+/** Buffers between O_DIRECT and memory that it can't take, and the size of each: 4 MiB of one engine. */
+export const MAX_BOUNCE_BUFFER_COUNT = 64;
+export const BOUNCE_BUFFER_BYTE_LENGTH = 65536;

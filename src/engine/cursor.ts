@@ -50,6 +50,11 @@ export function addressOfPiece(libc: Libc, vec: BioVec, offset: number, byteLeng
   }
 }
 
+/** Address of memory of the engine's own. */
+export function addressOfView(libc: Libc, view: Uint8Array): number {
+  return addressIn(regionOf(view.buffer), libc, view.buffer) + view.byteOffset;
+}
+
 /** Bounds of one system call; smaller ones let tests run the code that splits. */
 export interface TransferBounds {
   readonly maxIovecCount: number;
@@ -134,6 +139,68 @@ export class MemoryCursor {
       left -= length;
     }
     return count;
+  }
+
+  /** The most pieces that the next chunk can have. */
+  get maxChunkPieceCount(): number {
+    return Math.min(this.#vecs.length - this.#index, this.#bounds.maxIovecCount);
+  }
+
+  /** The next chunk's first piece, whole; for a chunk of one. The memory was checked by {@link check}. */
+  addressOfFirst(libc: Libc): number {
+    const vec = this.#vecs[this.#index]!;
+    this.chunkByteLength = Math.min(this.leftByteLength, vec.byteLength - this.#offset);
+    return addressOfPiece(libc, vec, this.#offset, this.chunkByteLength);
+  }
+
+  /** True when all that is left is in one piece that one call can take. */
+  get isOnePiece(): boolean {
+    const vec = this.#vecs[this.#index];
+    return (
+      vec !== undefined &&
+      vec.byteLength - this.#offset >= this.leftByteLength &&
+      this.leftByteLength <= this.#bounds.maxTransferByteLength
+    );
+  }
+
+  /** True when every piece of what is left begins at a multiple of `alignment` and has whole blocks. */
+  isAligned(libc: Libc, alignment: number, blockByteLength: number): boolean {
+    let left = this.leftByteLength;
+    let offset = this.#offset;
+    for (let index = this.#index; left > 0; index++, offset = 0) {
+      const vec = this.#vecs[index]!;
+      const length = Math.min(left, vec.byteLength - offset);
+      if (length <= 0) continue;
+      if (length % blockByteLength !== 0) return false;
+      if (addressOfPiece(libc, vec, offset, length) % alignment !== 0) return false;
+      left -= length;
+    }
+    // A chunk that ends with its last iovec or byte ends with a block too.
+    return this.#bounds.maxTransferByteLength % blockByteLength === 0;
+  }
+
+  /** Copies the next bytes into `target`, which may be longer than what is left. @returns how many */
+  copyTo(target: Uint8Array): number {
+    return this.#copy(Math.min(target.byteLength, this.leftByteLength), (piece, done) => target.set(piece, done));
+  }
+
+  /** Copies `source` over the next bytes. */
+  copyFrom(source: Uint8Array): void {
+    this.#copy(source.byteLength, (piece, done) => piece.set(source.subarray(done, done + piece.byteLength)));
+  }
+
+  #copy(byteLength: number, copyPiece: (piece: Uint8Array, done: number) => void): number {
+    let offset = this.#offset;
+    let done = 0;
+    for (let index = this.#index; done < byteLength; index++, offset = 0) {
+      const vec = this.#vecs[index]!;
+      const length = Math.min(byteLength - done, vec.byteLength - offset);
+      if (length <= 0) continue;
+      const start = vec.offset + offset;
+      copyPiece(vec.page.subarray(start, start + length), done);
+      done += length;
+    }
+    return done;
   }
 
   /** The next chunk as views. The memory was checked by {@link pin}. */

@@ -16,9 +16,11 @@ import { EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, type ExtentCallback } from '../b
 import { Errno } from '../block/errno.ts';
 import type { Reactor } from '../block/reactor.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { allocatePages, BounceBuffers } from './bounce.ts';
 import { addressOfPiece, type IovecArray, MemoryCursor, makeIovecArray, setIovec } from './cursor.ts';
-import type { EngineCapabilities, EngineFile, FileKind } from './engine.ts';
+import type { EngineCapabilities, EngineFile, EngineKind, FileKind } from './engine.ts';
 import type { Libc } from './libc.ts';
+import type { RingCarrier } from './ring-carrier.ts';
 import {
   FAR_SECTOR,
   type FileRequest,
@@ -26,6 +28,7 @@ import {
   ThreadedEngine,
   type ThreadedEngineOptions,
   ThreadedFile,
+  ZEROES_BYTE_LENGTH,
 } from './threads.ts';
 
 const RWF_NOWAIT = 8;
@@ -58,10 +61,12 @@ const MEMORY_REFUSED = -2;
 export interface DirectEngineOptions extends ThreadedEngineOptions {
   reactor: Pick<Reactor, 'now'>;
   libc: Libc;
+  /** What takes the place of threads: a ring that is made at its first use. */
+  carrier?: RingCarrier | null;
 }
 
 /** What the direct engine has learnt about one file. */
-class DirectFile extends ThreadedFile {
+export class DirectFile extends ThreadedFile {
   /** preadv2 takes RWF_NOWAIT here. */
   takesNowait = true;
   takesPunchHole = true;
@@ -73,7 +78,7 @@ class DirectFile extends ThreadedFile {
 }
 
 export class DirectEngine extends ThreadedEngine {
-  readonly kind = 'direct';
+  readonly kind: EngineKind = 'direct';
   readonly capabilities: EngineCapabilities = {
     fallocate: true,
     seekHole: true,
@@ -83,6 +88,8 @@ export class DirectEngine extends ThreadedEngine {
   };
   readonly #libc: Libc;
   readonly #reactor: Pick<Reactor, 'now'>;
+  readonly #carrier: RingCarrier | null;
+  #zeroes: Uint8Array | null = null;
   readonly #iovec: IovecArray;
   /** Of the request that is being done inline: nothing runs between its start and its end. */
   readonly #cursor: MemoryCursor;
@@ -91,6 +98,7 @@ export class DirectEngine extends ThreadedEngine {
     super(options);
     this.#libc = options.libc;
     this.#reactor = options.reactor;
+    this.#carrier = options.carrier ?? null;
     this.#iovec = makeIovecArray(options.libc);
     this.#cursor = new MemoryCursor(this.bounds);
   }
@@ -98,7 +106,32 @@ export class DirectEngine extends ThreadedEngine {
   override open(fd: number, kind: FileKind, path: string): EngineFile {
     const file = new DirectFile(this, fd, kind, path);
     file.neverWaits = kind === 'file' && isInMemory(fd);
+    this.#carrier?.addFile();
     return file;
+  }
+
+  protected override closed(file: EngineFile): void {
+    super.closed(file);
+    this.#carrier?.dropFile();
+  }
+
+  protected override carrierOf(_request: FileRequest): RingCarrier | null {
+    const carrier = this.#carrier;
+    return carrier === null || carrier.prepare() !== null ? null : carrier;
+  }
+
+  protected override needsBounce({ cursor, file }: FileRequest): boolean {
+    const { memoryAlignment, blockByteLength } = file.directIo!;
+    return !cursor.isAligned(this.#libc, memoryAlignment, blockByteLength);
+  }
+
+  protected override makeBounceBuffers(): BounceBuffers {
+    return new BounceBuffers(this.#libc.addressOf);
+  }
+
+  protected override get zeroes(): Uint8Array {
+    this.#zeroes ??= allocatePages(this.#libc.addressOf, ZEROES_BYTE_LENGTH);
+    return this.#zeroes;
   }
 
   override queryExtent(file: EngineFile, sector: number, sectorCount: number, done: ExtentCallback): void {
@@ -108,7 +141,10 @@ export class DirectEngine extends ThreadedEngine {
   }
 
   protected override begin(file: DirectFile, bio: Bio): void {
-    if (bio.op === REQ_OP_READ) {
+    if (file.directIo !== null && bio.hasData) {
+      if (isWholeBlocks(bio, file.directIo.blockByteLength)) this.offload(file, bio, 0);
+      else bio.fail(Errno.EINVAL, bio.device!);
+    } else if (bio.op === REQ_OP_READ) {
       if (file.takesNowait && !this.blocking && bio.sector < FAR_SECTOR) this.#readCached(file, bio);
       else this.#transfer(file, bio);
     } else if (bio.op === REQ_OP_WRITE && (bio.flags & (REQ_PREFLUSH | REQ_FUA)) === 0) {
@@ -285,6 +321,10 @@ export class DirectEngine extends ThreadedEngine {
     const offset = byteOffset(bio.sector, 0);
     const length = byteOffset(bio.sectorCount, 0);
     if (this.#offloads(file, bio)) {
+      if (request.carrier !== null && bio.sectorCount < FAR_SECTOR) {
+        request.carrier.fallocate(request, mode);
+        return;
+      }
       this.#libc.fallocateOnThread(file.fd, mode, offset, length, (result, errno) => {
         request.onCall(result < 0 ? errno : 0, 0);
       });
@@ -316,6 +356,12 @@ export class DirectEngine extends ThreadedEngine {
       answer(result, result < 0 ? this.#libc.errno() : 0);
     }
   }
+}
+
+/** What the kernel checks of a request around its cache. */
+function isWholeBlocks(bio: Bio, blockByteLength: number): boolean {
+  const blockSectorCount = blockByteLength / SECTOR_SIZE;
+  return bio.sector % blockSectorCount === 0 && bio.sectorCount % blockSectorCount === 0;
 }
 
 const FILE_SYSTEMS_IN_MEMORY = new Set([0x01021994, 0x858458f6]); // tmpfs, ramfs

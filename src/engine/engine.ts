@@ -3,6 +3,7 @@
 import type { Bio } from '../block/bio.ts';
 import type { ExtentCallback } from '../block/block-device.ts';
 import type { DmError } from '../block/errors.ts';
+import type { DirectIo } from './bounce.ts';
 
 export type EngineKind = 'direct' | 'ring' | 'portable';
 
@@ -34,6 +35,8 @@ export class EngineFile {
   readonly path: string;
   /** Why every request fails with EIO: an fdatasync failed. Writes that were acknowledged may be lost. */
   failure: DmError | null = null;
+  /** The descriptor goes around the page cache (O_DIRECT); null where it does not. Set once, after the open. */
+  directIo: DirectIo | null = null;
   /** Requests that were taken and have not ended. */
   pendingCount = 0;
   /** The descriptor is closed when the last pending request has ended. */

@@ -2,19 +2,23 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Reactor } from '../block/reactor.ts';
+import type { DirectIo } from './bounce.ts';
 import { DirectEngine } from './direct.ts';
-import type { Engine, EngineFile, EngineKind, FileKind } from './engine.ts';
+import type { Engine, EngineFile, FileKind } from './engine.ts';
 import { type Libc, loadLibc } from './libc.ts';
 import { startQueuedBios } from './nesting.ts';
 import { PortableEngine } from './portable.ts';
-import type { ThreadedEngineOptions } from './threads.ts';
+import { type EngineChoice, isRingBest } from './probe.ts';
+import type { RingCounters } from './ring.ts';
+import { RingCarrier } from './ring-carrier.ts';
+import { RingEngine } from './ring-engine.ts';
+import type { ThreadedEngine, ThreadedEngineOptions } from './threads.ts';
 
 export { checkMemory, trustMemory } from './address.ts';
 export type { Engine, EngineFile, EngineKind, FileKind } from './engine.ts';
 export type { Libc } from './libc.ts';
-
-/** An engine, or the best that each file can have. */
-export type EngineChoice = EngineKind | 'auto';
+export { directIoOf, type EngineChoice } from './probe.ts';
+export type { RingCounters } from './ring.ts';
 
 const ENGINE_CHOICES: readonly string[] = ['auto', 'direct', 'ring', 'portable'];
 
@@ -40,6 +44,17 @@ export interface EngineSetOptions {
   libc?: Libc | null;
   /** For tests: smaller bounds, calls that fail. */
   threads?: ThreadedEngineOptions;
+  /** For tests: a smaller ring. */
+  ringEntryCount?: number;
+}
+
+/** What an engine set has done beside moving bytes. */
+export interface EngineCounters {
+  /** Requests whose memory O_DIRECT could not take, and the bytes that were copied for them. */
+  readonly bouncedRequestCount: number;
+  readonly bouncedByteLength: number;
+  /** Null where no request has used the ring. */
+  readonly ring: RingCounters | null;
 }
 
 /** The engines of one reactor. Nothing is loaded before the first file is opened. */
@@ -47,7 +62,9 @@ export class EngineSet {
   readonly choice: EngineChoice;
   readonly #options: EngineSetOptions;
   #direct: DirectEngine | null = null;
+  #ring: RingEngine | null = null;
   #portable: PortableEngine | null = null;
+  #carrier: RingCarrier | null = null;
   #blocking = false;
 
   /** @throws DmError EINVAL for a DMKIT_ENGINE that names no engine */
@@ -74,10 +91,9 @@ export class EngineSet {
    */
   get libc(): Libc | null {
     if (this.choice === 'portable') return null;
-    if (this.choice === 'ring') throw new DmError(Errno.EOPNOTSUPP, 'the ring engine is not part of this version');
     const { libc, reason } = this.#loadLibc();
-    if (libc === null && this.choice === 'direct') {
-      throw new DmError(Errno.EOPNOTSUPP, `the direct engine can't be used here: ${reason}`);
+    if (libc === null && this.choice !== 'auto') {
+      throw new DmError(Errno.EOPNOTSUPP, `the ${this.choice} engine can't be used here: ${reason}`);
     }
     return libc;
   }
@@ -89,29 +105,82 @@ export class EngineSet {
   }
 
   /**
+   * Why no request can go through a ring; null where one can. Makes the ring to find out.
+   *
+   * @throws DmError as {@link libc}
+   */
+  get ringReason(): string | null {
+    if (this.choice === 'direct' || this.choice === 'portable') return `the ${this.choice} engine was asked for`;
+    const { libc } = this;
+    if (libc === null) return this.#loadLibc().reason;
+    const reason = this.#carrierFor(libc).prepare();
+    if (this.#ring === null && this.#direct === null) this.#carrierFor(libc).close();
+    return reason;
+  }
+
+  get counters(): EngineCounters {
+    let bouncedRequestCount = 0;
+    let bouncedByteLength = 0;
+    for (const { bounced } of this.#engines()) {
+      bouncedRequestCount += bounced.requestCount;
+      bouncedByteLength += bounced.byteLength;
+    }
+    return { bouncedRequestCount, bouncedByteLength, ring: this.#carrier?.counters ?? null };
+  }
+
+  /**
    * Chooses the engine of an open file, which takes over the descriptor.
    *
+   * @param directIo what O_DIRECT asks of requests, where the descriptor has it
    * @throws DmError EOPNOTSUPP when an engine that was asked for by name can't be had; the descriptor stays open
    */
-  open(fd: number, kind: FileKind, path: string): EngineFile {
-    return this.#choose().open(fd, kind, path);
+  open(fd: number, kind: FileKind, path: string, directIo: DirectIo | null = null): EngineFile {
+    const engine = this.#choose(kind, directIo);
+    engine.blocking = this.#blocking;
+    const file = engine.open(fd, kind, path);
+    file.directIo = directIo;
+    return file;
   }
 
-  /** Starts requests that wait for the outermost submit() to return. A synchronous call does so while it waits. */
+  /**
+   * Moves on what is under way in the ring, and starts requests that wait for the outermost submit() to return. A
+   * synchronous call does so while it waits.
+   *
+   * @returns false when nothing ends this way
+   */
   poll(): boolean {
-    return startQueuedBios();
+    return startQueuedBios() || (this.#carrier?.wait() ?? false);
   }
 
-  #choose(): Engine {
+  #choose(kind: FileKind, directIo: DirectIo | null): Engine {
     const libc = this.libc;
     if (libc === null) {
       this.#portable ??= new PortableEngine(this.#options.threads ?? {});
-      this.#portable.blocking = this.#blocking;
       return this.#portable;
     }
-    this.#direct ??= new DirectEngine({ ...this.#options.threads, libc, reactor: this.#options.reactor });
-    this.#direct.blocking = this.#blocking;
+    const options = { ...this.#options.threads, libc, reactor: this.#options.reactor };
+    if (this.choice === 'direct') {
+      this.#direct ??= new DirectEngine(options);
+      return this.#direct;
+    }
+    const carrier = this.#carrierFor(libc);
+    if (this.choice === 'ring' || isRingBest(kind, directIo)) {
+      const reason = carrier.prepare();
+      if (reason === null) {
+        this.#ring ??= new RingEngine({ ...options, carrier });
+        return this.#ring;
+      }
+      if (this.choice === 'ring') {
+        throw new DmError(Errno.EOPNOTSUPP, `the ring engine can't be used here: ${reason}`);
+      }
+    }
+    this.#direct ??= new DirectEngine({ ...options, carrier });
     return this.#direct;
+  }
+
+  #carrierFor(libc: Libc): RingCarrier {
+    this.#carrier ??= new RingCarrier(libc, this.#options.reactor, this.#options.ringEntryCount);
+    return this.#carrier;
   }
 
   #loadLibc(): { libc: Libc | null; reason: string | null } {
@@ -120,8 +189,9 @@ export class EngineSet {
     return { libc, reason: libc === null ? 'there is no C library' : null };
   }
 
-  *#engines(): Iterable<Engine> {
+  *#engines(): Iterable<ThreadedEngine> {
     if (this.#direct !== null) yield this.#direct;
+    if (this.#ring !== null) yield this.#ring;
     if (this.#portable !== null) yield this.#portable;
   }
 }

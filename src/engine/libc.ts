@@ -2,6 +2,7 @@
 // reads tables needs no native code. Addresses are plain numbers (user space ends below 2^48).
 import { createRequire } from 'node:module';
 import { endianness } from 'node:os';
+import type { UringCalls } from './uring.ts';
 
 /** What a call on another thread ends with: its result, and errno where that is negative. */
 export type LibcCallback = (result: number, errno: number) => void;
@@ -25,6 +26,10 @@ export interface Libc {
   ioctl(fd: number, request: number, address: number): number;
   ioctlOnThread(fd: number, request: number, address: number, done: LibcCallback): void;
   fcntl(fd: number, command: number, address: number): number;
+  /** Null where the C library has none. */
+  readonly statx: ((fd: number, path: number, flags: number, mask: number, result: number) => number) | null;
+  /** The calls of rings, looked up at the first use; null where koffi can't watch a descriptor. */
+  uring(): UringCalls | null;
   /** Of the last call above that was negative. */
   errno(): number;
   /** Address of the first byte of `buffer`, which the caller keeps alive. */
@@ -39,8 +44,9 @@ interface KoffiFunction {
 interface Koffi {
   load(path: string | null): { func(definition: string): KoffiFunction };
   address(value: unknown): bigint;
-  view?: unknown;
+  view?: (address: number, byteLength: number) => ArrayBuffer;
   errno(): number;
+  node?: { poll?: (fd: number, callback: () => void) => { ref(): void; unref(): void; close(): void } };
 }
 
 /** The library, or why there is none. */
@@ -72,11 +78,61 @@ function tryToLoad(): LibcLoad {
   }
 }
 
+// The same numbers on every processor above.
+const SYS_IO_URING_SETUP = 425;
+const SYS_IO_URING_ENTER = 426;
+const PROT_READ_WRITE = 3;
+const MAP_SHARED_POPULATE = 0x8001;
+
+function bindUring(koffi: Koffi): UringCalls | null {
+  const poll = koffi.node?.poll;
+  if (poll === undefined || koffi.view === undefined) return null;
+  const view = koffi.view;
+  const library = koffi.load(null);
+  const setup = library.func('long syscall(long number, unsigned int entries, uintptr_t parameters)');
+  const enter = library.func(
+    'long syscall(long number, int fd, unsigned int submit, unsigned int complete, unsigned int flags, ' +
+      'uintptr_t argument, size_t length)',
+  );
+  const mmap = library.func('uintptr_t mmap(uintptr_t at, size_t length, int prot, int flags, int fd, int64_t offset)');
+  const munmap = library.func('int munmap(uintptr_t at, size_t length)');
+  const close = library.func('int close(int fd)');
+  const orErrno = (result: number): number => (result < 0 ? -koffi.errno() : result);
+  return {
+    setup: (entryCount, parameters) => orErrno(setup(SYS_IO_URING_SETUP, entryCount, parameters)),
+    enter: (fd, submitCount, minComplete, flags, argument, argumentByteLength) =>
+      orErrno(enter(SYS_IO_URING_ENTER, fd, submitCount, minComplete, flags, argument, argumentByteLength)),
+    map(fd, offset, byteLength) {
+      const address = mmap(0, byteLength, PROT_READ_WRITE, MAP_SHARED_POPULATE, fd, offset);
+      // MAP_FAILED is the highest address, which is no exact number.
+      return address > Number.MAX_SAFE_INTEGER ? null : { address, memory: view(address, byteLength) };
+    },
+    unmap: ({ address, memory }) => {
+      munmap(address, memory.byteLength);
+    },
+    watch: (fd, callback) => poll(fd, callback),
+    close: (fd) => {
+      close(fd);
+    },
+    addressOf: (buffer) => Number(koffi.address(new Uint8Array(buffer))),
+  };
+}
+
+/** A call that an older C library lacks. */
+function optionally(library: { func(definition: string): KoffiFunction }, definition: string): KoffiFunction | null {
+  try {
+    return library.func(definition);
+  } catch {
+    return null;
+  }
+}
+
 function bind(koffi: Koffi): Libc {
   // null: this program's own symbols, which have the C library's among them, whichever it is (glibc, musl).
   const library = koffi.load(null);
   const fallocate = library.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)');
   const ioctl = library.func('int ioctl(int fd, unsigned long request, uintptr_t argument)');
+  let uring: UringCalls | null | undefined;
   const onThread = (done: LibcCallback) => (error: unknown, result: number) =>
     done(error === null ? result : -1, error === null ? koffi.errno() : 5);
   return {
@@ -92,6 +148,11 @@ function bind(koffi: Koffi): Libc {
     ioctl,
     ioctlOnThread: (fd, request, address, done) => ioctl.async(fd, request, address, onThread(done)),
     fcntl: library.func('int fcntl(int fd, int command, uintptr_t argument)'),
+    statx: optionally(library, 'int statx(int fd, uintptr_t path, int flags, unsigned int mask, uintptr_t result)'),
+    uring: () => {
+      if (uring === undefined) uring = bindUring(koffi);
+      return uring;
+    },
     errno: () => koffi.errno(),
     addressOf: (buffer) => Number(koffi.address(new Uint8Array(buffer))),
   };

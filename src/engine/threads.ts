@@ -17,10 +17,12 @@ import { MAX_OFFLOADED_CALL_COUNT, MAX_POOLED_OBJECT_COUNT } from '../block/boun
 import { Errno, errnoMessage, errnoName } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { type BounceBuffers, type DirectIo, PAGE_BYTE_LENGTH } from './bounce.ts';
 import { blockingCalls, type FileCalls, threadCalls } from './calls.ts';
 import { MemoryCursor, SYSTEM_TRANSFER_BOUNDS, type TransferBounds } from './cursor.ts';
 import { type Engine, type EngineCapabilities, EngineFile, type EngineKind, type FileKind } from './engine.ts';
 import { enterSubmit, leaveSubmit } from './nesting.ts';
+import type { RequestOperation, RingCarrier } from './ring-carrier.ts';
 
 /** For tests: smaller bounds, calls that fail. */
 export interface ThreadedEngineOptions {
@@ -33,8 +35,8 @@ export interface ThreadedEngineOptions {
 /** From here on a byte position may not be exact as a number (2^43 sectors leave room for any transfer below 2^53). */
 export const FAR_SECTOR = 2 ** 43;
 
-const ZEROES_BYTE_LENGTH = 65536;
-const zeroes = new Uint8Array(ZEROES_BYTE_LENGTH);
+export const ZEROES_BYTE_LENGTH = 65536;
+const plainZeroes = new Uint8Array(ZEROES_BYTE_LENGTH);
 const MAX_ZERO_VIEW_COUNT = 16;
 
 /** What a request does next. */
@@ -64,6 +66,12 @@ export class FileRequest {
   counted = false;
   /** Is its file's one write on a thread. */
   holdsWrite = false;
+  /** Makes its calls on a ring; null where threads make them. */
+  carrier: RingCarrier | null = null;
+  /** The ring's own, kept for the next use. */
+  operation: RequestOperation | null = null;
+  /** Its data goes through this buffer, a part at a time; null where it goes straight to its memory. */
+  bounce: Uint8Array | null = null;
   issuing = false;
   returned = false;
   next: FileRequest | null = null;
@@ -128,6 +136,10 @@ export abstract class ThreadedEngine implements Engine {
   readonly #onReturn = (request: FileRequest): void => {
     if (this.#advance(request)) this.#run(request);
   };
+  readonly #waitingForBounce = new RequestQueue();
+  #bounceBuffers: BounceBuffers | null = null;
+  #bouncedRequestCount = 0;
+  #bouncedByteLength = 0;
   #offloadedCount = 0;
   #starting = false;
 
@@ -143,6 +155,11 @@ export abstract class ThreadedEngine implements Engine {
     return this.#offloadedCount;
   }
 
+  /** Requests whose memory O_DIRECT could not take, and the bytes that were copied for them. */
+  get bounced(): { readonly requestCount: number; readonly byteLength: number } {
+    return { requestCount: this.#bouncedRequestCount, byteLength: this.#bouncedByteLength };
+  }
+
   open(fd: number, kind: FileKind, path: string): EngineFile {
     return new ThreadedFile(this, fd, kind, path);
   }
@@ -150,7 +167,7 @@ export abstract class ThreadedEngine implements Engine {
   close(file: EngineFile): void {
     if (file.closing) return;
     file.closing = true;
-    if (file.pendingCount === 0) closeDescriptor(file.fd);
+    if (file.pendingCount === 0) this.closed(file);
   }
 
   submit(file: EngineFile, bio: Bio): void {
@@ -191,7 +208,31 @@ export abstract class ThreadedEngine implements Engine {
     request.onCall(Errno.EFBIG, 0);
   }
 
-  /** Gives a request to the threads, from byte `doneByteLength` of its data on. */
+  /** Nothing uses the file any more. */
+  protected closed(file: EngineFile): void {
+    closeDescriptor(file.fd);
+  }
+
+  /** The ring that makes the calls of a request; null for threads. */
+  protected carrierOf(_request: FileRequest): RingCarrier | null {
+    return null;
+  }
+
+  /** True for memory that O_DIRECT can't take. */
+  protected needsBounce(_request: FileRequest): boolean {
+    return false;
+  }
+
+  protected makeBounceBuffers(): BounceBuffers | null {
+    return null;
+  }
+
+  /** Zeroes to write, at an address that O_DIRECT takes where the engine knows addresses. */
+  protected get zeroes(): Uint8Array {
+    return plainZeroes;
+  }
+
+  /** Gives a request to the threads or the ring, from byte `doneByteLength` of its data on. */
   protected offload(file: ThreadedFile, bio: Bio, doneByteLength: number): void {
     const request = this.#pool.pop() ?? new FileRequest(this.bounds, this.#onReturn);
     request.file = file;
@@ -207,12 +248,43 @@ export abstract class ThreadedEngine implements Engine {
         return;
       }
     }
-    if (this.blocking) this.#run(request);
+    request.carrier = this.blocking ? null : this.carrierOf(request);
+    if (file.directIo === null || !bio.hasData || !this.needsBounce(request) || this.#takeBounce(request)) {
+      this.#go(request);
+    }
+  }
+
+  #go(request: FileRequest): void {
+    // The ring has a bound of its own.
+    if (this.blocking || request.carrier !== null) this.#run(request);
     else this.#admit(request);
   }
 
+  /** @returns false when the request has to wait for a buffer: it goes on when it gets one */
+  #takeBounce(request: FileRequest): boolean {
+    this.#bounceBuffers ??= this.makeBounceBuffers();
+    const buffers = this.#bounceBuffers!;
+    this.#bouncedRequestCount++;
+    request.bounce = this.blocking ? buffers.synchronous : buffers.take();
+    if (request.bounce === null) this.#waitingForBounce.push(request);
+    return request.bounce !== null;
+  }
+
+  #giveBounce(buffer: Uint8Array): void {
+    const buffers = this.#bounceBuffers!;
+    buffers.give(buffer);
+    if (buffer === buffers.synchronous) return;
+    const next = this.#waitingForBounce.shift();
+    if (next === null) return;
+    next.bounce = buffers.take();
+    // One that waited in the middle of its way has its place on the threads.
+    if (next.counted) this.#run(next);
+    else this.#go(next);
+  }
+
   #admit(request: FileRequest): void {
-    if (request.bio.op === REQ_OP_WRITE) {
+    // Around the page cache, writes need not wait for one another.
+    if (request.bio.op === REQ_OP_WRITE && request.file.directIo === null) {
       const file = request.file;
       if (file.writeOnThread) {
         file.waitingWrites.push(request);
@@ -258,21 +330,25 @@ export abstract class ThreadedEngine implements Engine {
   }
 
   #issue(request: FileRequest): void {
+    const { carrier, file } = request;
     const isFar = request.bio.sector >= FAR_SECTOR;
     switch (request.step) {
       case STEP_TRANSFER:
-        if (isFar) this.issueFarTransfer(request);
+        if (carrier !== null) carrier.transfer(request, this.#fillBounce(request));
+        else if (isFar) this.issueFarTransfer(request);
         else this.#issueTransfer(request);
         break;
       case STEP_SPECIAL:
         this.issueSpecial(request);
         break;
       case STEP_WRITE_ZEROES:
-        if (isFar) request.onCall(Errno.EFBIG, 0);
+        if (carrier !== null) carrier.writeZeroes(request, this.zeroes);
+        else if (isFar) request.onCall(Errno.EFBIG, 0);
         else this.#issueZeroes(request);
         break;
       default:
-        this.#calls.dataSync(request.file.fd, request.onCall);
+        if (carrier !== null) carrier.dataSync(request);
+        else this.#calls.dataSync(file.fd, request.onCall);
     }
   }
 
@@ -283,20 +359,32 @@ export abstract class ThreadedEngine implements Engine {
   #issueTransfer(request: FileRequest): void {
     const { bio, file, cursor } = request;
     const position = bio.sector * SECTOR_SIZE + cursor.doneByteLength;
-    if (bio.op === REQ_OP_READ) this.#calls.read(file.fd, cursor.views(), position, request.onCall);
-    else this.#calls.write(file.fd, cursor.views(), position, request.onCall);
+    const bounceByteLength = this.#fillBounce(request);
+    const views = request.bounce === null ? cursor.views() : [request.bounce.subarray(0, bounceByteLength)];
+    if (bio.op === REQ_OP_READ) this.#calls.read(file.fd, views, position, request.onCall);
+    else this.#calls.write(file.fd, views, position, request.onCall);
+  }
+
+  /** Puts the next bytes of a write into the request's buffer. @returns the bytes of it to move; 0 without a buffer */
+  #fillBounce(request: FileRequest): number {
+    const { bio, bounce, cursor } = request;
+    if (bounce === null) return 0;
+    const byteLength = Math.min(bounce.byteLength, cursor.leftByteLength);
+    this.#bouncedByteLength += byteLength;
+    return bio.op === REQ_OP_WRITE ? cursor.copyTo(bounce.subarray(0, byteLength)) : byteLength;
   }
 
   #issueZeroes(request: FileRequest): void {
     const { bio, file } = request;
     const position = bio.sector * SECTOR_SIZE + request.zeroedByteLength;
-    const views = viewsOfZeroes(bio.byteLength - request.zeroedByteLength);
+    const views = viewsOfZeroes(this.zeroes, bio.byteLength - request.zeroedByteLength);
     this.#calls.write(file.fd, views, position, request.onCall);
   }
 
   /** Takes the outcome of a call. @returns true when there is another call to make; else the request has ended */
   #advance(request: FileRequest): boolean {
     if (request.errno === Errno.EINTR) return true;
+    if (request.errno === Errno.EAGAIN && request.carrier !== null) return this.#leaveRing(request);
     switch (request.step) {
       case STEP_TRANSFER:
         return this.#advanceTransfer(request);
@@ -309,14 +397,37 @@ export abstract class ThreadedEngine implements Engine {
     }
   }
 
+  /** The kernel is short of something that the ring needs: threads finish the request. @returns as {@link #advance} */
+  #leaveRing(request: FileRequest): boolean {
+    request.carrier = null;
+    if (this.blocking) return true;
+    this.#admit(request);
+    return false;
+  }
+
   #advanceTransfer(request: FileRequest): boolean {
-    const { bio, cursor } = request;
+    const { bio, cursor, file } = request;
+    if (request.errno === Errno.EINVAL && file.directIo !== null && request.bounce === null) {
+      // Memory that the device can't take after all.
+      if (this.#makeAligned(file.directIo, request)) return this.#takeBounce(request);
+    }
     const firstSector = bio.sector + Math.floor(cursor.doneByteLength / SECTOR_SIZE);
     if (request.errno !== 0) return this.#finish(request, request.errno, firstSector);
     // A read that gives nothing is past the end of the file: it was cut under the device. Asking again would go on for ever.
     if (request.result === 0) return this.#finish(request, Errno.EIO, firstSector);
+    if (request.bounce !== null && bio.op === REQ_OP_READ) cursor.copyFrom(request.bounce.subarray(0, request.result));
     cursor.advance(request.result);
-    return cursor.leftByteLength > 0 || this.#afterTransfer(request);
+    if (cursor.leftByteLength === 0) return this.#afterTransfer(request);
+    // O_DIRECT can't go on inside a block: that is where the file ends.
+    const rest = file.directIo === null ? 0 : cursor.doneByteLength % file.directIo.blockByteLength;
+    if (rest === 0) return true;
+    return this.#finish(request, Errno.EIO, bio.sector + Math.floor(cursor.doneByteLength / SECTOR_SIZE));
+  }
+
+  /** Bounces what did not begin with a page from now on. @returns false where that can't have been the reason */
+  #makeAligned(directIo: DirectIo, request: FileRequest): boolean {
+    directIo.memoryAlignment = PAGE_BYTE_LENGTH;
+    return this.needsBounce(request);
   }
 
   #advanceSync(request: FileRequest): boolean {
@@ -369,8 +480,12 @@ export abstract class ThreadedEngine implements Engine {
     if (request.holdsWrite) this.#passOnWrite(file);
     request.holdsWrite = false;
     request.cursor.release();
+    request.carrier = null;
+    const { bounce } = request;
+    request.bounce = null;
     if (this.#pool.length < MAX_POOLED_OBJECT_COUNT) this.#pool.push(request);
-    if (--file.pendingCount === 0 && file.closing) closeDescriptor(file.fd);
+    if (--file.pendingCount === 0 && file.closing) this.closed(file);
+    if (bounce !== null) this.#giveBounce(bounce);
     if (!this.blocking) this.#startWaiting();
     if (errno === 0) bio.endIo(0);
     else bio.fail(errno, bio.device!, sector);
@@ -400,7 +515,7 @@ function firstStep(bio: Bio): number {
   }
 }
 
-function viewsOfZeroes(byteLength: number): Uint8Array[] {
+function viewsOfZeroes(zeroes: Uint8Array, byteLength: number): Uint8Array[] {
   const views: Uint8Array[] = [];
   for (let left = byteLength; left > 0 && views.length < MAX_ZERO_VIEW_COUNT; left -= ZEROES_BYTE_LENGTH) {
     views.push(left < ZEROES_BYTE_LENGTH ? zeroes.subarray(0, left) : zeroes);

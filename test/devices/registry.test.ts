@@ -10,7 +10,9 @@ import { Errno } from '../../src/block/errno.ts';
 import { DmError } from '../../src/block/errors.ts';
 import { DeviceRegistry, type DeviceRegistryOptions, FileDevice, MemoryDevice } from '../../src/devices/index.ts';
 import { EngineSet } from '../../src/engine/index.ts';
+import { IORING_OP_FSYNC } from '../../src/engine/uring.ts';
 import { callsWith, clock, ENGINES, libcWith, request, type TestedEngine, vecOf } from '../engine/harness.ts';
+import { type FakeOptions, libcWithFakeRing } from '../engine/ring-fake.ts';
 import { itPeer } from '../support/peers.ts';
 import { tempDir } from '../support/tmp.ts';
 
@@ -182,7 +184,10 @@ describe.each(ENGINES)('the registry, with the %s engine,', (engine) => {
     const path = imageIn(tempDir('registry'));
     let fails = true;
     const threads = callsWith({ dataSync: (_fd, done) => done(fails ? Errno.EIO : 0, 0) });
-    const engines = new EngineSet({ reactor: clock, engine, threads });
+    const perform: FakeOptions['perform'] = ({ opcode }, make) =>
+      opcode === IORING_OP_FSYNC && fails ? -Errno.EIO : make();
+    const rings = engine === 'ring' ? { libc: libcWithFakeRing({ perform }).libc } : {};
+    const engines = new EngineSet({ reactor: clock, engine, threads, ...rings });
     const registry = new DeviceRegistry({ reactor: clock, engine: engines });
     const device = registry.open(path, true) as FileDevice;
     expect(device.failure).toBeNull();
@@ -225,7 +230,8 @@ describe.each(ENGINES)('the registry, with the %s engine,', (engine) => {
     expect(errorOf(() => registry.open(path, false)).code).toBe('EBUSY');
     expect(openDescriptors(path)).toBe(0);
     expect([...registry.list()]).toEqual([]);
-    const ring = new DeviceRegistry({ reactor: clock, engine: 'ring' });
+    const without = new EngineSet({ reactor: clock, engine: 'ring', libc: libcWith(() => ({ uring: () => null })) });
+    const ring = new DeviceRegistry({ reactor: clock, engine: without });
     expect(errorOf(() => ring.open(path, true)).message).toContain('ring');
     expect(openDescriptors(path)).toBe(0);
   });

@@ -5,11 +5,12 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { Bio, REQ_OP_READ } from '../../src/block/bio.ts';
 import { type BlockDevice, submitBio } from '../../src/block/block-device.ts';
 import { MAX_INLINE_NESTING_DEPTH } from '../../src/block/bounds.ts';
+import { Errno } from '../../src/block/errno.ts';
 import { defaultLimits } from '../../src/block/limits.ts';
-import { EngineSet, parseEngineChoice } from '../../src/engine/index.ts';
+import { EngineSet, type Libc, parseEngineChoice } from '../../src/engine/index.ts';
 import { loadLibc } from '../../src/engine/libc.ts';
 import { enterSubmit, leaveSubmit, startQueuedBios } from '../../src/engine/nesting.ts';
-import { clock } from './harness.ts';
+import { clock, libcWith } from './harness.ts';
 
 afterEach(() => {
   vi.unstubAllEnvs();
@@ -32,9 +33,14 @@ describe('the choice of an engine', () => {
     expect(() => parseEngineChoice('Direct')).toThrow('no engine is called "Direct"');
   });
 
-  it('refuses the ring where there is none, when a file is opened', () => {
-    const engines = new EngineSet({ reactor: clock, engine: 'ring' });
-    expect(() => engines.open(0, 'file', 'x')).toThrow('the ring engine is not part of this version');
+  it('refuses the ring where there is none, when a file is opened, and says why', () => {
+    const refusing = (errno: number) =>
+      libcWith((real) => ({ uring: () => ({ ...real.uring()!, setup: () => -errno }) }));
+    const open = (libc: Libc | null) => new EngineSet({ reactor: clock, engine: 'ring', libc }).open(0, 'file', 'x');
+    expect(() => open(refusing(Errno.EPERM))).toThrow(/ring engine can't be used here: io_uring is not permitted/);
+    expect(() => open(refusing(Errno.ENOSYS))).toThrow(/this kernel has no io_uring/);
+    expect(() => open(libcWith(() => ({ uring: () => null })))).toThrow(/koffi can't watch/);
+    expect(() => open(null)).toThrow("the ring engine can't be used here: there is no C library");
   });
 
   it('refuses direct without a C library, and falls back to portable by itself', () => {

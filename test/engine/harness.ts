@@ -10,10 +10,15 @@ import type { Reactor } from '../../src/block/reactor.ts';
 import { blockingCalls, type FileCalls, threadCalls } from '../../src/engine/calls.ts';
 import { type EngineFile, EngineSet, type EngineSetOptions, type Libc } from '../../src/engine/index.ts';
 import { loadLibc } from '../../src/engine/libc.ts';
+import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { tempDir } from '../support/tmp.ts';
 
-export const ENGINES = ['direct', 'portable'] as const;
-export type TestedEngine = (typeof ENGINES)[number];
+/** The ring where this machine has one. */
+export const ENGINES: readonly TestedEngine[] =
+  new EngineSet({ reactor: new NodeLoop(), engine: 'auto' }).ringReason === null
+    ? ['direct', 'ring', 'portable']
+    : ['direct', 'portable'];
+export type TestedEngine = 'direct' | 'ring' | 'portable';
 
 /** Folders of file systems that differ in what they support: a disk's, and memory where there is one. */
 export const memoryFolder: string | undefined = fs.existsSync('/dev/shm') ? '/dev/shm' : undefined;
@@ -38,8 +43,8 @@ export const clock: Reactor = {
   after: () => {
     throw new Error('engines set no timers');
   },
-  wake: () => {
-    throw new Error('engines defer nothing');
+  wake: (callback) => {
+    setImmediate(callback);
   },
 };
 
@@ -91,7 +96,7 @@ export class TestDevice implements BlockDevice {
 
 /** An image of `sectorCount` sectors of `byte`, open with an engine; closed after the test. */
 export function openImage(
-  engine: TestedEngine,
+  engine: TestedEngine | 'auto',
   options: Partial<EngineSetOptions> & { sectorCount?: number; byte?: number; folder?: string } = {},
 ): TestDevice {
   const { sectorCount = 2048, byte = 0, folder = folderIn(undefined), ...rest } = options;
