@@ -1,6 +1,6 @@
 // A mapped device: two table slots, a live one that serves and an inactive one that waits for a resume; suspended or not
 // (drivers/md/dm.c, dm-ioctl.c). It is itself a block device, so that it can lie below another.
-import type { Bio } from '../block/bio.ts';
+import { type Bio, REQ_RAHEAD } from '../block/bio.ts';
 import type { BlockDevice, ExtentCallback } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -8,12 +8,26 @@ import { defaultLimits, type QueueLimits } from '../block/limits.ts';
 import { type AnyTarget, TargetError } from '../block/target.ts';
 import { calculateLimits } from '../table/limits.ts';
 import type { Table } from '../table/table.ts';
+import { EventCounter } from './events.ts';
+import { IoGate } from './io-gate.ts';
+import { sendMessage } from './message.ts';
 import { Request, type RequestOwner } from './request.ts';
 import { mapWhole } from './single.ts';
+import { Turns } from './turns.ts';
 
 export interface SuspendOptions {
   /** Targets may give back what they hold, to be mapped again after the resume. */
   noflush?: boolean;
+}
+
+/** A suspend or resume under way. */
+export interface StateChange {
+  /**
+   * What a signal does to the process that waits: everything is undone, the device goes on as before, and the callback
+   * is not called any more. The table that a resume was about to make live is lost, as in the kernel. Without effect
+   * once it is done.
+   */
+  cancel(): void;
 }
 
 /** One mapped device. Made, named and removed by the {@link Mapper}; here is what happens to its tables and its I/O. */
@@ -23,9 +37,10 @@ export class MappedDevice implements RequestOwner {
   /** The name it was given. */
   dmName: string;
   uuid: string;
-  /** Users: stacked devices, NBD clients, handles. */
+  /** Users: stacked devices, NBD clients, handles. The {@link Mapper} counts. */
   openCount = 0;
-  eventNumber = 0;
+  /** It goes when the last user does. */
+  deferredRemove = false;
   limits: QueueLimits = defaultLimits();
   sectorCount = 0;
   readOnly = false;
@@ -34,15 +49,14 @@ export class MappedDevice implements RequestOwner {
   /** Those of the live table that can keep a synchronous call from ending. */
   #obstacleTargets: readonly AnyTarget[] = [];
   #inactive: Table | null = null;
+  /** On its way from the inactive slot to the live one, while a resume waits for what is in flight. */
+  #next: Table | null = null;
   #everLoaded = false;
   #suspended = false;
   #noflush = false;
-  #inFlight = 0;
-  // Bios that wait for the resume, oldest first.
-  #deferredHead: Bio | null = null;
-  #deferredTail: Bio | null = null;
-  // Suspends that wait for the last bio in flight.
-  #waiting: (() => void)[] = [];
+  readonly #events = new EventCounter();
+  readonly #turns = new Turns();
+  readonly #gate = new IoGate({ passDeferred: (bio) => this.#passDeferred(bio) });
 
   constructor(dmName: string, uuid: string, major: number, minor: number) {
     this.dmName = dmName;
@@ -61,12 +75,13 @@ export class MappedDevice implements RequestOwner {
     return `${this.dmName} (${this.name})`;
   }
 
+  /** Suspended and nothing in flight. */
   get suspended(): boolean {
     return this.#suspended;
   }
 
   get inFlightCount(): number {
-    return this.#inFlight;
+    return this.#gate.inFlightCount;
   }
 
   get table(): Table | null {
@@ -77,51 +92,94 @@ export class MappedDevice implements RequestOwner {
     return this.#inactive;
   }
 
-  /** Live and inactive: a cycle must not be closed by a resume either. */
+  /** A load has succeeded at some time: from then on the kernel has a block node for it. */
+  get everLoaded(): boolean {
+    return this.#everLoaded;
+  }
+
+  get eventNumber(): number {
+    return this.#events.number;
+  }
+
+  /** Live, inactive and on its way from one to the other: a cycle must not be closed by a resume either. */
   *lowerDevices(): Generator<BlockDevice> {
     if (this.#live !== null) yield* this.#live.devices;
+    if (this.#next !== null) yield* this.#next.devices;
     if (this.#inactive !== null) yield* this.#inactive.devices;
+  }
+
+  // Events
+
+  /** Counts an event and lets go whoever waits for one. */
+  raiseEvent(): void {
+    this.#events.raise();
+  }
+
+  /** Calls `done` when the event number is not `known` (any more). @returns stops waiting without calling `done` */
+  waitForEvent(known: number, done: () => void): () => void {
+    return this.#events.wait(known, done);
   }
 
   // I/O
 
   submit(bio: Bio): void {
-    if (this.#suspended) {
-      this.#defer(bio);
+    if (this.#gate.holdsBack) {
+      // Read-ahead has no reason to wait for a resume.
+      if (bio.flags & REQ_RAHEAD) bio.fail(Errno.EIO, this);
+      else this.#gate.defer(bio);
       return;
     }
+    this.#map(bio);
+  }
+
+  #map(bio: Bio): void {
     const table = this.#live;
     if (table === null) {
       bio.fail(Errno.EIO, this);
       return;
     }
-    this.#inFlight++;
+    this.#gate.enter();
     if (!mapWhole(this, table, bio)) Request.start(this, table, bio);
   }
 
   requestDone(bio: Bio, errno: number, requeue: boolean): void {
-    if (requeue && this.#noflush && this.#suspended) this.#defer(bio);
+    if (requeue && this.#noflush && this.#gate.isShut) this.#gate.defer(bio);
     else bio.endIo(errno);
-    if (--this.#inFlight === 0 && this.#waiting.length > 0) {
-      const waiting = this.#waiting;
-      this.#waiting = [];
-      for (const callback of waiting) callback();
-    }
+    this.#gate.leave();
+  }
+
+  /** Held back, and now to be mapped by the table that is live now. */
+  #passDeferred(bio: Bio): void {
+    // The table may have shrunk below a bio that fitted when it came.
+    if (bio.hasData && bio.sector + bio.sectorCount > this.sectorCount) bio.fail(Errno.EIO, this);
+    else this.#map(bio);
   }
 
   queryExtent(sector: number, sectorCount: number, done: ExtentCallback): void {
+    if (this.#gate.isShut) {
+      this.#gate.deferQuery(() => this.queryExtent(sector, sectorCount, done));
+      return;
+    }
     const target = this.#live?.find(sector);
     if (target === undefined) {
       done(Errno.EIO, 0, 0);
       return;
     }
     const count = Math.min(sectorCount, target.begin + target.sectorCount - sector);
-    if (target.type.queryExtent === undefined) done(0, count, 0);
-    else target.type.queryExtent(target, sector, count, done);
+    if (target.type.queryExtent === undefined) {
+      done(0, count, 0);
+      return;
+    }
+    // In flight like a request: its devices must not be closed below it.
+    this.#gate.enter();
+    target.type.queryExtent(target, sector, count, (errno, extentCount, flags) => {
+      done(errno, extentCount, flags);
+      this.#gate.leave();
+    });
   }
 
   syncObstacle(): string | null {
-    if (this.#suspended) return `${this.dmName} is suspended, and only a resume lets requests through`;
+    if (this.#gate.isShut) return `${this.dmName} is suspended, and only a resume lets requests through`;
     for (const target of this.#obstacleTargets) {
       const reason = target.type.syncObstacle?.(target) ?? null;
       if (reason !== null) return `${this.dmName}, ${target.type.name} at sector ${target.begin}: ${reason}`;
@@ -133,48 +191,32 @@ export class MappedDevice implements RequestOwner {
     return null;
   }
 
-  #defer(bio: Bio): void {
-    bio.next = null;
-    if (this.#deferredTail === null) this.#deferredHead = bio;
-    else this.#deferredTail.next = bio;
-    this.#deferredTail = bio;
-  }
-
-  /** What was held back goes out in the order it came, by the table that is live now. */
-  #releaseDeferred(): void {
-    let bio = this.#deferredHead;
-    this.#deferredHead = null;
-    this.#deferredTail = null;
-    while (bio !== null) {
-      const next = bio.next;
-      bio.next = null;
-      // The table may have shrunk below a bio that fitted when it came.
-      if (bio.hasData && bio.sector + bio.sectorCount > this.sectorCount) bio.fail(Errno.EIO, this);
-      else this.submit(bio);
-      bio = next;
-    }
-  }
-
   // Tables
 
   /**
    * Puts `table` into the inactive slot; the one that was there is destroyed. It serves from the next resume on.
    * At a device's very first load the table is checked against its devices now, later only at the resume.
    *
-   * @throws TableError from that first check: `table` is destroyed, the slot unchanged
+   * @throws TableError from that first check, DmError EINVAL where an immutable target would be replaced by another
+   * type: `table` is destroyed, the slot unchanged
    */
   load(table: Table): void {
-    if (!this.#everLoaded) {
-      try {
-        calculateLimits(table);
-      } catch (error) {
-        table.destroy();
-        throw error;
-      }
-      this.#everLoaded = true;
+    try {
+      this.#checkImmutable(table);
+      if (!this.#everLoaded) calculateLimits(table);
+    } catch (error) {
+      table.destroy();
+      throw error;
     }
+    this.#everLoaded = true;
     this.#inactive?.destroy();
     this.#inactive = table;
+  }
+
+  #checkImmutable(table: Table): void {
+    const type = this.#live?.targets[0]?.type;
+    if (!type?.immutable || table.targets[0]?.type === type) return;
+    throw new DmError(Errno.EINVAL, `can't replace immutable target type ${type.name}`);
   }
 
   /** Empties the inactive slot. */
@@ -183,51 +225,113 @@ export class MappedDevice implements RequestOwner {
     this.#inactive = null;
   }
 
-  /** Holds new requests back and waits for those in flight. Calls `done` once, at once where nothing is in flight. */
-  suspend(options: SuspendOptions, done: () => void): void {
-    if (this.#suspended) {
-      this.#whenIdle(done);
-      return;
-    }
-    this.#noflush = options.noflush ?? false;
-    for (const target of this.#live?.targets ?? []) target.type.presuspend?.(target);
-    this.#suspended = true;
-    this.#whenIdle(() => {
-      for (const target of this.#live?.targets ?? []) target.type.postsuspend?.(target);
-      done();
+  /**
+   * Holds new requests back and waits for those in flight. Calls `done` once: at once where nothing is in flight, or
+   * where it is suspended already.
+   */
+  suspend(options: SuspendOptions, done: () => void): StateChange {
+    return this.#change((finish) => {
+      if (this.#suspended) {
+        finish(done);
+        return () => {};
+      }
+      return this.#quiesce(options.noflush ?? false, () => finish(done));
     });
-  }
-
-  #whenIdle(done: () => void): void {
-    if (this.#inFlight === 0) done();
-    else this.#waiting.push(done);
   }
 
   /**
    * Makes the inactive table live, if there is one, and lets requests through. Calls `done` once, with the reason when
    * it fails: the device is then suspended, and an inactive table that did not fit is gone.
    */
-  resume(options: SuspendOptions, done: (error: DmError | null) => void): void {
-    if (this.#inactive === null) {
-      if (this.#suspended && this.#live === null) {
-        done(new DmError(Errno.EINVAL, `${this.dmName} has no table to resume: load one first`));
-        return;
+  resume(options: SuspendOptions, done: (error: DmError | null) => void): StateChange {
+    return this.#change((finish) => {
+      const next = this.#inactive;
+      if (next === null) {
+        const error = this.#resumeLive();
+        finish(() => done(error));
+        return () => {};
       }
-      done(this.#wakeUp());
-      return;
-    }
-    this.suspend(options, () => {
-      const error = this.#swap();
-      done(error ?? this.#wakeUp());
+      this.#inactive = null;
+      if (this.#suspended) {
+        const error = this.#goLive(next);
+        finish(() => done(error));
+        return () => {};
+      }
+      this.#next = next;
+      const undo = this.#quiesce(options.noflush ?? false, () => {
+        this.#next = null;
+        const error = this.#goLive(next);
+        finish(() => done(error));
+      });
+      return () => {
+        undo();
+        this.#next = null;
+        next.destroy();
+      };
     });
   }
 
-  /** The inactive table becomes the live one; the old one is destroyed. */
-  #swap(): DmError | null {
-    const next = this.#inactive;
-    // A second resume or a clear may have come in between.
-    if (next === null) return null;
-    this.#inactive = null;
+  /** Does `work` in its turn. `work` calls `finish` once, unless what it returns was called to undo it. */
+  #change(work: (finish: (tell: () => void) => void) => () => void): StateChange {
+    let undo: (() => void) | null = null;
+    let release = (): void => {};
+    let over = false;
+    const withdraw = this.#turns.take((releaseTurn) => {
+      release = releaseTurn;
+      const undoWork = work((tell) => {
+        over = true;
+        // Told first: the next in turn must not be done before this one's caller knows.
+        try {
+          tell();
+        } finally {
+          releaseTurn();
+        }
+      });
+      if (!over) undo = undoWork;
+    });
+    return {
+      cancel: () => {
+        if (over) return;
+        over = true;
+        if (withdraw() || undo === null) return;
+        undo();
+        release();
+      },
+    };
+  }
+
+  /** Shuts the gate and waits. @returns undoes it, where it still waits */
+  #quiesce(noflush: boolean, idle: () => void): () => void {
+    const targets = this.#live?.targets ?? [];
+    this.#noflush = noflush;
+    for (const target of targets) target.type.presuspend?.(target);
+    const stopWaiting = this.#gate.shut(() => {
+      this.#suspended = true;
+      for (const target of targets) target.type.postsuspend?.(target);
+      idle();
+    });
+    return () => {
+      stopWaiting();
+      for (const target of targets) target.type.presuspendUndo?.(target);
+      this.#noflush = false;
+      this.#gate.open();
+    };
+  }
+
+  #resumeLive(): DmError | null {
+    if (!this.#suspended) return null;
+    if (this.#live === null) {
+      return new DmError(Errno.EINVAL, `${this.dmName} has no table to resume: load one first`);
+    }
+    return this.#wakeUp();
+  }
+
+  #goLive(next: Table): DmError | null {
+    return this.#swap(next) ?? this.#wakeUp();
+  }
+
+  /** `next` becomes the live table; the old one is destroyed. Where it does not fit its devices `next` is. */
+  #swap(next: Table): DmError | null {
     let limits: QueueLimits;
     try {
       limits = calculateLimits(next);
@@ -246,7 +350,6 @@ export class MappedDevice implements RequestOwner {
   }
 
   #wakeUp(): DmError | null {
-    if (!this.#suspended) return null;
     const targets = this.#live?.targets ?? [];
     try {
       for (const target of targets) target.type.preresume?.(target);
@@ -257,33 +360,56 @@ export class MappedDevice implements RequestOwner {
     this.#suspended = false;
     this.#noflush = false;
     for (const target of targets) target.type.resume?.(target);
-    this.#releaseDeferred();
+    this.#gate.open();
     return null;
   }
 
-  /** Ends the device: both tables are destroyed, what was held back fails. Only when nothing uses it. */
-  destroy(): void {
-    const live = this.#live;
-    for (const target of this.#suspended ? [] : (live?.targets ?? [])) target.type.presuspend?.(target);
-    for (const target of this.#suspended ? [] : (live?.targets ?? [])) target.type.postsuspend?.(target);
+  /**
+   * Ends the device when its turn comes and nothing is in flight: both tables are destroyed, what was held back fails
+   * with EIO, whoever waits for an event is let go. Calls `done` once.
+   */
+  destroy(done: () => void = () => {}): void {
+    this.#change((finish) => {
+      const end = (): void => {
+        this.#destroyTables();
+        finish(done);
+      };
+      if (this.#suspended) end();
+      else this.#quiesce(false, end);
+      return () => {};
+    });
+  }
+
+  #destroyTables(): void {
     this.clear();
+    const live = this.#live;
     this.#live = null;
     this.#obstacleTargets = [];
     this.sectorCount = 0;
     this.#suspended = false;
-    let bio = this.#deferredHead;
-    this.#deferredHead = null;
-    this.#deferredTail = null;
-    while (bio !== null) {
-      const next = bio.next;
-      bio.fail(Errno.EIO, this);
-      bio = next;
-    }
+    const { bios, queries } = this.#gate.drain();
+    // What comes from now on meets a device without a table.
+    this.#gate.open();
+    for (const bio of bios) bio.fail(Errno.EIO, this);
+    for (const query of queries) query();
     live?.destroy();
+    this.raiseEvent();
   }
+
+  // What it says
 
   /** Status of the live table (or the inactive one): the lines without newline, none without a table. */
   lines(type: 'table' | 'info', inactive = false): string[] {
     return (inactive ? this.#inactive : this.#live)?.lines(type) ?? [];
+  }
+
+  /**
+   * Gives `text` to the device (`@…`) or to the target that owns `sector`.
+   *
+   * @returns the reply, or nothing
+   * @throws DmError EINVAL where nobody takes it; TargetError's errno
+   */
+  message(sector: number, text: string): string | undefined {
+    return sendMessage(this, sector, text);
   }
 }

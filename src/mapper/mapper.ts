@@ -6,12 +6,14 @@ import { DmError } from '../block/errors.ts';
 import type { TargetRegistry } from '../block/target.ts';
 import { buildTable } from '../table/table.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
-import { MappedDevice, type SuspendOptions } from './mapped-device.ts';
+import { MappedDevice, type StateChange, type SuspendOptions } from './mapped-device.ts';
 
 const MAX_NAME_LENGTH = 127;
 const MAX_UUID_LENGTH = 128;
 const MAX_MINOR = 2 ** 20 - 1;
 const PREFIX = '/dev/mapper/';
+/** Names a mapped device of ours, whatever else has that path. */
+const OWN_PREFIX = 'dm:';
 
 export interface CreateOptions {
   uuid?: string;
@@ -19,12 +21,25 @@ export interface CreateOptions {
   minor?: number;
 }
 
+export interface LoadOptions {
+  readOnly?: boolean;
+  /** Rewrites each device argument before it is looked up. @throws DmError to refuse it */
+  translate?: (argument: string) => string;
+}
+
+export interface RemoveOptions {
+  /** A device that is in use goes when its last user does. */
+  deferred?: boolean;
+}
+
 /**
- * The mapped devices of one reactor. It resolves device arguments too: `/dev/mapper/NAME` and its own `major:minor` are
+ * The mapped devices of one reactor. It resolves device arguments too: `/dev/mapper/NAME`, `dm:NAME` and its own `major:minor` are
  * mapped devices, everything else is asked of `lower`.
  */
 export class Mapper implements DeviceResolver {
   readonly major: number;
+  /** Told when a device is gone and everything it had open is closed. */
+  onRemove: ((device: MappedDevice) => void) | null = null;
   readonly #registry: TargetRegistry;
   readonly #lower: DeviceResolver;
   readonly #byName = new Map<string, MappedDevice>();
@@ -61,11 +76,9 @@ export class Mapper implements DeviceResolver {
   create(name: string, options: CreateOptions = {}): MappedDevice {
     checkName(name);
     const uuid = options.uuid ?? '';
-    if (Buffer.byteLength(uuid) > MAX_UUID_LENGTH) {
-      throw new DmError(Errno.EINVAL, `a uuid has at most ${MAX_UUID_LENGTH} bytes`);
-    }
+    checkUuid(uuid);
     if (this.#byName.has(name)) throw new DmError(Errno.EBUSY, `a device named ${name} exists already`);
-    if (uuid !== '' && this.list().some((device) => device.uuid === uuid)) {
+    if (uuid !== '' && this.#findUuid(uuid) !== undefined) {
       throw new DmError(Errno.EBUSY, `a device with uuid ${uuid} exists already`);
     }
     const device = new MappedDevice(name, uuid, this.major, this.#takeMinor(options.minor));
@@ -92,47 +105,119 @@ export class Mapper implements DeviceResolver {
    *
    * @throws TableError, whose `reason` is what the kernel would log
    */
-  load(device: MappedDevice, table: string | readonly TableEntry[], options: { readOnly?: boolean } = {}): void {
+  load(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions = {}): void {
     const entries = typeof table === 'string' ? parseTable(table) : table;
+    const { translate } = options;
+    const resolver: DeviceResolver =
+      translate === undefined
+        ? this
+        : {
+            open: (argument, readOnly) => this.open(translate(argument), readOnly),
+            close: (lower, readOnly) => this.close(lower, readOnly),
+          };
     device.load(
       buildTable(entries, {
         registry: this.#registry,
-        resolver: this,
+        resolver,
         readOnly: options.readOnly ?? false,
         checkDevice: (lower) => refuseCycle(device, lower),
-        onEvent: () => {
-          device.eventNumber++;
-        },
+        onEvent: () => device.raiseEvent(),
       }),
     );
   }
 
-  suspend(device: MappedDevice, options: SuspendOptions, done: () => void): void {
-    device.suspend(options, done);
+  suspend(device: MappedDevice, options: SuspendOptions, done: () => void): StateChange {
+    return device.suspend(options, done);
   }
 
-  /** @throws DmError EBUSY while somebody has it open */
-  remove(device: MappedDevice): void {
+  /**
+   * Gives a device another name.
+   *
+   * @throws DmError EBUSY for a name that is taken (its own one too), EINVAL for one that cannot be
+   */
+  rename(device: MappedDevice, name: string): void {
+    checkName(name);
+    if (this.#byName.has(name)) {
+      throw new DmError(
+        Errno.EBUSY,
+        `Unable to change name on mapped device ${device.dmName} to one that already exists: ${name}`,
+      );
+    }
+    this.#byName.delete(device.dmName);
+    device.dmName = name;
+    this.#byName.set(name, device);
+    if (device.table !== null) device.raiseEvent();
+  }
+
+  /**
+   * Gives a uuid to a device that has none.
+   *
+   * @throws DmError EBUSY for one that is taken (its own one too), EINVAL when it has another or the new one cannot be
+   */
+  setUuid(device: MappedDevice, uuid: string): void {
+    checkUuid(uuid);
+    if (uuid === '') throw new DmError(Errno.EINVAL, 'a uuid has at least one byte');
+    if (this.#findUuid(uuid) !== undefined) {
+      throw new DmError(
+        Errno.EBUSY,
+        `Unable to change uuid on mapped device ${device.dmName} to one that already exists: ${uuid}`,
+      );
+    }
+    if (device.uuid !== '') {
+      throw new DmError(
+        Errno.EINVAL,
+        `Unable to change uuid of mapped device ${device.dmName} to ${uuid} because uuid is already set to ${device.uuid}`,
+      );
+    }
+    device.uuid = uuid;
+    if (device.table !== null) device.raiseEvent();
+  }
+
+  /**
+   * Takes a device away. Its name and number are free at once; what it has open is closed when nothing is in flight any
+   * more, and `done` is called then.
+   *
+   * @throws DmError EBUSY while somebody has it open, unless `deferred`: then it goes when the last user does
+   */
+  remove(device: MappedDevice, options: RemoveOptions = {}, done: () => void = () => {}): void {
     if (device.openCount > 0) {
-      throw new DmError(Errno.EBUSY, `${device.dmName} is in use by ${device.openCount}: close or remove those first`);
+      if (!options.deferred) {
+        throw new DmError(
+          Errno.EBUSY,
+          `${device.dmName} is in use by ${device.openCount}: close or remove those first`,
+        );
+      }
+      device.deferredRemove = true;
+      done();
+      return;
     }
     this.#byName.delete(device.dmName);
     this.#byMinor.delete(device.minor);
-    device.destroy();
+    device.destroy(() => {
+      this.onRemove?.(device);
+      done();
+    });
   }
 
-  /** Removes everything that nothing uses, until nothing more goes, so that stacks unwind from the top. */
-  removeAll(): MappedDevice[] {
+  /**
+   * Removes everything that nothing uses, until nothing more goes, so that stacks unwind from the top.
+   *
+   * @returns what is left; with `deferred` each of those goes when its last user does
+   */
+  removeAll(options: RemoveOptions = {}): MappedDevice[] {
     let removed = true;
     while (removed) {
       removed = false;
       for (const device of this.list()) {
-        if (device.openCount > 0) continue;
+        // An earlier removal may have taken it along: a deferred one whose last user it was.
+        if (device.openCount > 0 || this.#byMinor.get(device.minor) !== device) continue;
         this.remove(device);
         removed = true;
       }
     }
-    return this.list();
+    const left = this.list();
+    if (options.deferred) for (const device of left) device.deferredRemove = true;
+    return left;
   }
 
   // DeviceResolver
@@ -140,22 +225,58 @@ export class Mapper implements DeviceResolver {
   open(argument: string, readOnly: boolean): BlockDevice {
     const device = this.#find(argument);
     if (device === undefined) return this.#lower.open(argument, readOnly);
-    device.openCount++;
+    this.acquire(device);
     return device;
   }
 
   close(device: BlockDevice, readOnly: boolean): void {
-    if (device instanceof MappedDevice) device.openCount--;
+    if (device instanceof MappedDevice) this.release(device);
     else this.#lower.close(device, readOnly);
   }
 
+  /** Counts one user. */
+  acquire(device: MappedDevice): void {
+    device.openCount++;
+  }
+
+  /** One user less; the last one takes a device along whose removal was deferred. */
+  release(device: MappedDevice): void {
+    device.openCount--;
+    if (device.openCount === 0 && device.deferredRemove) this.remove(device);
+  }
+
+  #findUuid(uuid: string): MappedDevice | undefined {
+    for (const device of this.#byName.values()) if (device.uuid === uuid) return device;
+    return undefined;
+  }
+
+  /** @throws DmError ENXIO for a uuid nobody has */
+  getByUuid(uuid: string): MappedDevice {
+    const device = uuid === '' ? undefined : this.#findUuid(uuid);
+    if (device === undefined) throw new DmError(Errno.ENXIO, `no mapped device has the uuid ${uuid}`);
+    return device;
+  }
+
+  /** @throws DmError ENXIO for a number nobody has */
+  getByNumber(major: number, minor: number): MappedDevice {
+    const device = major === this.major ? this.#byMinor.get(minor) : undefined;
+    if (device === undefined) throw new DmError(Errno.ENXIO, `no mapped device has the number ${major}:${minor}`);
+    return device;
+  }
+
+  /** The mapped device that a table's argument names; undefined where it is none of ours. */
   #find(argument: string): MappedDevice | undefined {
+    if (argument.startsWith(OWN_PREFIX)) return this.get(argument.slice(OWN_PREFIX.length));
     if (argument.startsWith(PREFIX)) return this.#byName.get(argument.slice(PREFIX.length));
     const numbers = /^([0-9]+):([0-9]+)$/.exec(argument);
     if (numbers === null || Number(numbers[1]) !== this.major) return undefined;
-    const device = this.#byMinor.get(Number(numbers[2]));
-    if (device === undefined) throw new DmError(Errno.ENXIO, `no mapped device has the number ${argument}`);
-    return device;
+    return this.getByNumber(this.major, Number(numbers[2]));
+  }
+}
+
+function checkUuid(uuid: string): void {
+  if (Buffer.byteLength(uuid) > MAX_UUID_LENGTH) {
+    throw new DmError(Errno.EINVAL, `a uuid has at most ${MAX_UUID_LENGTH} bytes`);
   }
 }
 
