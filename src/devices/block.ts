@@ -1,4 +1,4 @@
-// A real block device. Requests go through its page cache, like those to a file.
+// A real block device. Requests go through its page cache, like those to a file, unless it is opened around it.
 import fs from 'node:fs';
 import { Errno, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';

@@ -30,6 +30,11 @@ export abstract class EngineDevice implements BlockDevice {
     return this.#file.failure;
   }
 
+  /** Requests go around the page cache (O_DIRECT). */
+  get direct(): boolean {
+    return this.#file.directIo !== null;
+  }
+
   get engineKind(): EngineKind {
     return this.#file.engine.kind;
   }

@@ -24,6 +24,11 @@ function limitsOf(file: EngineFile, libc: Libc | null, readOnly: boolean): Queue
   const limits = defaultLimits();
   // The page cache is one: only fdatasync makes a write durable.
   limits.hasWriteCache = true;
+  if (file.directIo !== null) {
+    limits.logicalBlockSize = file.directIo.blockByteLength;
+    limits.physicalBlockSize = Math.max(limits.physicalBlockSize, limits.logicalBlockSize);
+    limits.ioMin = Math.max(limits.ioMin, limits.logicalBlockSize);
+  }
   if (libc === null || !file.engine.capabilities.fallocate) return limits;
   limits.maxWriteZeroesSectorCount = UNLIMITED_SECTOR_COUNT;
   // A descriptor for reading can't be asked; it is asked when the device is opened for writing.

@@ -2,4 +2,10 @@
 export { HostBlockDevice } from './block.ts';
 export { FileDevice } from './file.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './memory.ts';
-export { type DeviceInfo, DeviceRegistry, type DeviceRegistryOptions } from './registry.ts';
+export {
+  type DeviceInfo,
+  DeviceRegistry,
+  type DeviceRegistryOptions,
+  type DirectIoChoice,
+  type OpenOptions,
+} from './registry.ts';

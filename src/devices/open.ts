@@ -3,7 +3,7 @@ import fs from 'node:fs';
 import { resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { EngineFile, EngineSet, FileKind } from '../engine/index.ts';
+import { directIoOf, type EngineFile, type EngineSet, type FileKind } from '../engine/index.ts';
 import { formatDeviceNumber } from './block.ts';
 import { holderOfBlockDevice, lockForWriting } from './lock.ts';
 
@@ -15,6 +15,8 @@ export interface Found {
   readonly key: string;
   /** The number of a block device; 0n for a file. */
   readonly rdev: bigint;
+  /** It is to be opened around the page cache (O_DIRECT). */
+  readonly direct?: boolean;
 }
 
 /** An open file with its engine. */
@@ -102,13 +104,20 @@ function findByNumber(argument: string): Found {
  * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
  */
 export function openFound(engines: EngineSet, found: Found, readOnly: boolean, path: string = found.path): Opened {
-  const { O_RDONLY, O_RDWR, O_EXCL } = fs.constants;
+  const { O_RDONLY, O_RDWR, O_EXCL, O_DIRECT } = fs.constants;
   const exclusive = found.kind === 'block' ? O_EXCL : 0;
   // The engine is asked for first: one that can't be had is no reason to touch the file.
   const libc = engines.libc;
+  const direct = found.direct === true;
+  if (direct && libc === null) {
+    throw new DmError(
+      Errno.EOPNOTSUPP,
+      `${found.path}: direct I/O needs to know where memory is: ${engines.portableReason}`,
+    );
+  }
   let fd: number;
   try {
-    fd = fs.openSync(path, readOnly ? O_RDONLY : O_RDWR | exclusive);
+    fd = fs.openSync(path, (readOnly ? O_RDONLY : O_RDWR | exclusive) | (direct ? O_DIRECT : 0));
   } catch (error) {
     throw openFailure(found, readOnly, errnoFromException(error));
   }
@@ -117,7 +126,8 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean, p
     if (!isSame) throw new DmError(Errno.ENODEV, `${found.path} was replaced while it was opened; try again`);
     let locked = !readOnly && found.kind === 'block';
     if (!readOnly && found.kind === 'file' && libc !== null) locked = lockForWriting(libc, fd, found.path);
-    return { file: engines.open(fd, found.kind, found.path), locked };
+    const directIo = direct && libc !== null ? directIoOf(libc, fd) : null;
+    return { file: engines.open(fd, found.kind, found.path, directIo), locked };
   } catch (error) {
     fs.closeSync(fd);
     throw error;
@@ -138,6 +148,9 @@ function openFailure(found: Found, readOnly: boolean, errno: number): DmError {
       );
     case Errno.EROFS:
       return new DmError(errno, `${path} is on a read-only file system; use a read-only table`);
+    case Errno.EINVAL:
+      if (found.direct !== true) break;
+      return new DmError(errno, `${path} is on a file system without direct I/O (O_DIRECT); open it without that`);
     case Errno.EBUSY: {
       const holder = found.kind === 'block' ? holderOfBlockDevice(found.rdev) : null;
       return new DmError(
@@ -146,6 +159,6 @@ function openFailure(found: Found, readOnly: boolean, errno: number): DmError {
       );
     }
     default:
-      return new DmError(errno, `${path} can't be opened for ${purpose}: ${errnoMessage(errno)}`);
   }
+  return new DmError(errno, `${path} can't be opened for ${purpose}: ${errnoMessage(errno)}`);
 }

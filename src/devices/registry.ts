@@ -17,6 +17,19 @@ export interface DeviceRegistryOptions {
   engine?: EngineSet | EngineChoice;
   /** Where relative paths start: the working directory at each open, unless given. */
   baseFolder?: string;
+  /** Which files and block devices are opened around the page cache; 'auto' unless given. */
+  directIo?: DirectIoChoice;
+}
+
+/** O_DIRECT for everything, for nothing, or as each open says: 'auto'. */
+export type DirectIoChoice = 'auto' | 'never' | 'always';
+
+export interface OpenOptions {
+  /**
+   * Go around the page cache (O_DIRECT): for what is read once, or must not push other things out of memory. Requests
+   * have to be whole logical blocks, as the device's limits say. Counts with the choice 'auto' alone.
+   */
+  direct?: boolean;
 }
 
 /** What is known about an open device. */
@@ -27,6 +40,8 @@ export interface DeviceInfo {
   readonly path: string | null;
   /** How its bytes are moved; null for a device that the program registered. */
   readonly engine: EngineKind | null;
+  /** Its requests go around the page cache. */
+  readonly direct: boolean;
   readonly readOnly: boolean;
   readonly readerCount: number;
   readonly writerCount: number;
@@ -47,6 +62,7 @@ interface Entry {
 export class DeviceRegistry implements DeviceResolver {
   readonly engines: EngineSet;
   readonly #baseFolder: string | undefined;
+  readonly #directIo: DirectIoChoice;
   readonly #registered = new Map<string, Entry>();
   readonly #byKey = new Map<string, Entry>();
   readonly #byDevice = new Map<BlockDevice, Entry>();
@@ -57,6 +73,7 @@ export class DeviceRegistry implements DeviceResolver {
     if (engine instanceof EngineSet) this.engines = engine;
     else this.engines = new EngineSet(engine === undefined ? { reactor } : { reactor, engine });
     this.#baseFolder = baseFolder;
+    this.#directIo = options.directIo ?? 'auto';
   }
 
   /**
@@ -64,19 +81,24 @@ export class DeviceRegistry implements DeviceResolver {
    * writing, for all its users; it is closed when nobody uses it any more.
    *
    * @param argument a registered name, a path (relative ones start at the base folder) or `major:minor`
-   * @throws DmError ENODEV, ENXIO, EACCES, EROFS, EBUSY (with the holder's name) …; the text says what to do
+   * @throws DmError ENODEV, ENXIO, EACCES, EROFS, EBUSY (with the holder's name) …; the text says what to do. EBUSY as
+   *   well for a device that is to be direct and is open through the page cache here; one that is direct is so for all.
    */
-  open(argument: string, readOnly: boolean): BlockDevice {
+  open(argument: string, readOnly: boolean, options: OpenOptions = {}): BlockDevice {
     const registered = this.#registered.get(argument);
     if (registered !== undefined) return count(registered, readOnly);
     const found = findDevice(argument, resolve(this.#baseFolder ?? '.'));
+    const direct = this.#directIo === 'auto' ? options.direct === true : this.#directIo === 'always';
     let entry = this.#byKey.get(found.key);
     if (entry === undefined) {
-      entry = this.#make(found, readOnly);
+      entry = this.#make(direct ? { ...found, direct } : found, readOnly);
       this.#byKey.set(found.key, entry);
       this.#byDevice.set(entry.device, entry);
-    } else if (!readOnly && entry.writerCount === 0) {
-      this.#makeWritable(entry);
+    } else {
+      if (direct && !entry.opened!.device.direct) {
+        throw new DmError(Errno.EBUSY, `${found.path} is open through the page cache here; open it with direct first`);
+      }
+      if (!readOnly && entry.writerCount === 0) this.#makeWritable(entry);
     }
     return count(entry, readOnly);
   }
@@ -127,6 +149,7 @@ export class DeviceRegistry implements DeviceResolver {
       kind: opened === null ? 'registered' : opened.found.kind,
       path: opened === null ? null : opened.found.path,
       engine: opened === null ? null : opened.device.engineKind,
+      direct: opened?.device.direct ?? false,
       readOnly: device.readOnly,
       readerCount,
       writerCount,

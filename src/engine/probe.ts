@@ -21,9 +21,9 @@ const SMALLEST_BLOCK_BYTE_LENGTH = 512;
  * What requests to a descriptor with O_DIRECT have to keep to. Where the system does not say, whole pages at whole
  * pages, which every device takes.
  */
-export function directIoOf(libc: Libc, fd: number, logicalBlockSize?: number): DirectIo {
+export function directIoOf(libc: Libc, fd: number): DirectIo {
   const stated = statedAlignment(libc, fd);
-  const block = Math.max(SMALLEST_BLOCK_BYTE_LENGTH, stated?.block ?? logicalBlockSize ?? diskBlockSize(fd));
+  const block = Math.max(SMALLEST_BLOCK_BYTE_LENGTH, stated?.block ?? diskBlockSize(fd));
   return { blockByteLength: block, memoryAlignment: stated?.memory ?? block };
 }
 
@@ -38,9 +38,10 @@ function statedAlignment(libc: Libc, fd: number): { block: number; memory: numbe
   return { block: memory[STX_DIO_OFFSET_ALIGN]!, memory: memory[STX_DIO_MEM_ALIGN]! };
 }
 
-/** The logical block of the disk that a file's file system is on. */
+/** The logical block of a block device, or of the disk that a file's file system is on. */
 function diskBlockSize(fd: number): number {
-  const { dev } = fs.fstatSync(fd, { bigint: true });
+  const stat = fs.fstatSync(fd, { bigint: true });
+  const dev = stat.isBlockDevice() ? stat.rdev : stat.dev;
   const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & ~0xfffn);
   const minor = (dev & 0xffn) | ((dev >> 12n) & ~0xffn);
   for (const folder of [`/sys/dev/block/${major}:${minor}`, `/sys/dev/block/${major}:${minor}/..`]) {
