@@ -5,6 +5,7 @@ import type { Bio } from './bio.ts';
 import type { BlockDevice, ExtentCallback } from './block-device.ts';
 import { Errno } from './errno.ts';
 import type { QueueLimits } from './limits.ts';
+import type { Reactor } from './reactor.ts';
 
 /** map() took the bio and will end it. */
 export const DM_MAPIO_SUBMITTED = 0;
@@ -34,16 +35,29 @@ export class TargetError extends Error {
   }
 }
 
+/** What a target that does more than forward needs: where it runs. May be kept while the target lives. */
+export interface TargetServices {
+  readonly reactor: Reactor;
+  /**
+   * The engines of the devices below (dm-io's SyncEngines), for what a constructor reads. While they are blocking somebody
+   * waits in a synchronous call: nothing may be put off to a later turn. Without them every request ends inside submit().
+   */
+  readonly engines?: { blocking: boolean; poll(): boolean };
+}
+
 /** What a constructor may ask of the table that is being built. */
 export interface TargetSetup {
   /** The table is read-only. */
   readonly readOnly: boolean;
   /**
-   * The device an argument names, opened for this table (once, however many lines name it) and closed with it.
+   * The device an argument names, opened for this table (once, however many lines name it) and closed with it. With
+   * `readOnly` it is opened for reading alone, unless another argument of the table asks for more.
    *
    * @throws DmError with the kernel's errno; a constructor that catches it says "Device lookup failed" or its own text
    */
-  getDevice(argument: string): BlockDevice;
+  getDevice(argument: string, readOnly?: boolean): BlockDevice;
+  /** @throws Error where the mapper was made without any */
+  readonly services: TargetServices;
   /** Counts an event of the mapped device and wakes who waits for one. May be kept and called while the target lives. */
   raiseEvent(): void;
 }

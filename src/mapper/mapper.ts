@@ -3,7 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { TargetRegistry } from '../block/target.ts';
+import type { TargetRegistry, TargetServices } from '../block/target.ts';
 import { buildTable } from '../table/table.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { MappedDevice, type StateChange, type SuspendOptions } from './mapped-device.ts';
@@ -42,13 +42,16 @@ export class Mapper implements DeviceResolver {
   onRemove: ((device: MappedDevice) => void) | null = null;
   readonly #registry: TargetRegistry;
   readonly #lower: DeviceResolver;
+  readonly #services: TargetServices | undefined;
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
 
-  constructor(registry: TargetRegistry, lower: DeviceResolver, major: number) {
+  /** @param services for targets that need a reactor; tables with such targets can't be loaded without */
+  constructor(registry: TargetRegistry, lower: DeviceResolver, major: number, services?: TargetServices) {
     this.#registry = registry;
     this.#lower = lower;
     this.major = major;
+    this.#services = services;
   }
 
   /** By name, in the order of their names as dmsetup lists them. */
@@ -122,6 +125,7 @@ export class Mapper implements DeviceResolver {
         readOnly: options.readOnly ?? false,
         checkDevice: (lower) => refuseCycle(device, lower),
         onEvent: () => device.raiseEvent(),
+        services: this.#services,
       }),
     );
   }

@@ -50,7 +50,8 @@ export class DeviceMapper {
       reactor: this.loop,
       ...(options.baseFolder === undefined ? {} : { baseFolder: options.baseFolder }),
     });
-    this.mapper = new Mapper(this.targets, this.devices, chooseMajor());
+    const services = { reactor: this.loop, engines: this.devices.engines };
+    this.mapper = new Mapper(this.targets, this.devices, chooseMajor(), services);
   }
 
   /**

@@ -6,7 +6,14 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno, errnoName } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
 import { MAX_SECTOR_COUNT } from '../block/sector.ts';
-import { type AnyTarget, type AnyTargetType, Target, TargetError, type TargetRegistry } from '../block/target.ts';
+import {
+  type AnyTarget,
+  type AnyTargetType,
+  Target,
+  TargetError,
+  type TargetRegistry,
+  type TargetServices,
+} from '../block/target.ts';
 import { formatTableLine, splitArguments, type TableEntry } from './text.ts';
 
 /** Keys in a node of the index. */
@@ -20,6 +27,8 @@ export interface TableOptions {
   checkDevice?: (device: BlockDevice) => void;
   /** A target raised an event. */
   onEvent?: () => void;
+  /** For targets that need them. */
+  services?: TargetServices | undefined;
 }
 
 /** A live table. Made by {@link buildTable}, ended by {@link Table.destroy}. */
@@ -32,12 +41,14 @@ export class Table {
   /** The devices that a flush must reach, where that can be said without asking each target; null where it cannot. */
   readonly flushDevices: readonly BlockDevice[] | null;
   readonly #resolver: DeviceResolver;
+  readonly #opened: readonly OpenDevice[];
   readonly #index: readonly Float64Array[];
   #recent = 0;
 
-  constructor(targets: readonly AnyTarget[], devices: readonly BlockDevice[], options: TableOptions) {
+  constructor(targets: readonly AnyTarget[], opened: readonly OpenDevice[], options: TableOptions) {
     this.targets = targets;
-    this.devices = devices;
+    this.#opened = opened;
+    this.devices = opened.map(({ device }) => device);
     this.readOnly = options.readOnly ?? false;
     this.#resolver = options.resolver;
     const last = targets[targets.length - 1];
@@ -73,7 +84,7 @@ export class Table {
   /** Undoes every constructor and closes the devices. */
   destroy(): void {
     for (const target of this.targets) target.type.destruct?.(target);
-    for (const device of this.devices) this.#resolver.close(device, this.readOnly);
+    for (const { device, readOnly } of this.#opened) this.#resolver.close(device, readOnly);
   }
 }
 
@@ -105,31 +116,40 @@ function flushDevicesOf(targets: readonly AnyTarget[]): BlockDevice[] | null {
   return [...devices];
 }
 
+/** A device and how it is open. */
+interface OpenDevice {
+  readonly device: BlockDevice;
+  readOnly: boolean;
+}
+
 /** The devices of a table under construction: each opened once, all closed again when a line is refused. */
 class TableDevices {
-  readonly devices: BlockDevice[] = [];
-  readonly #byArgument = new Map<string, BlockDevice>();
+  readonly opened: OpenDevice[] = [];
+  readonly #byArgument = new Map<string, OpenDevice>();
   readonly #options: TableOptions;
 
   constructor(options: TableOptions) {
     this.#options = options;
   }
 
-  get(argument: string): BlockDevice {
+  get(argument: string, readOnly: boolean): BlockDevice {
     // A table of a million lines names the same few devices over and over.
     const known = this.#byArgument.get(argument);
-    if (known !== undefined) return known;
-    const device = this.#open(argument);
-    this.#byArgument.set(argument, device);
-    return device;
+    if (known !== undefined && (readOnly || !known.readOnly)) return known.device;
+    const opened = this.#open(argument, readOnly);
+    this.#byArgument.set(argument, opened);
+    return opened.device;
   }
 
-  #open(argument: string): BlockDevice {
-    const { resolver, readOnly = false, checkDevice } = this.#options;
+  #open(argument: string, readOnly: boolean): OpenDevice {
+    const { resolver, checkDevice } = this.#options;
     const device = resolver.open(argument, readOnly);
-    if (this.devices.includes(device)) {
-      resolver.close(device, readOnly);
-      return device;
+    const known = this.opened.find((other) => other.device === device);
+    if (known !== undefined) {
+      // One user for the table: of the two ways it is open the one that allows more stays.
+      resolver.close(device, known.readOnly || readOnly);
+      known.readOnly &&= readOnly;
+      return known;
     }
     try {
       checkDevice?.(device);
@@ -137,12 +157,13 @@ class TableDevices {
       resolver.close(device, readOnly);
       throw error;
     }
-    this.devices.push(device);
-    return device;
+    const opened = { device, readOnly };
+    this.opened.push(opened);
+    return opened;
   }
 
   closeAll(): void {
-    for (const device of this.devices) this.#options.resolver.close(device, this.#options.readOnly ?? false);
+    for (const { device, readOnly } of this.opened) this.#options.resolver.close(device, readOnly);
   }
 }
 
@@ -161,11 +182,17 @@ class TableBuilder {
   add(entry: TableEntry): void {
     const type = this.#check(entry);
     const target = new Target(type, entry.sector, entry.sectorCount) as AnyTarget;
+    const { readOnly = false, services } = this.#options;
     try {
       target.context = type.construct(target, splitArguments(entry.params), {
-        readOnly: this.#options.readOnly ?? false,
-        getDevice: (argument) => this.#devices.get(argument),
+        readOnly,
+        getDevice: (argument, wantsReadOnly = false) => this.#devices.get(argument, readOnly || wantsReadOnly),
         raiseEvent: () => this.#options.onEvent?.(),
+        get services() {
+          if (services === undefined)
+            throw new Error(`${type.name}: this mapper was made without a reactor for targets`);
+          return services;
+        },
       });
     } catch (error) {
       if (!(error instanceof TargetError)) throw error;
@@ -175,7 +202,7 @@ class TableBuilder {
   }
 
   finish(): Table {
-    return new Table(this.targets, this.#devices.devices, this.#options);
+    return new Table(this.targets, this.#devices.opened, this.#options);
   }
 
   undo(): void {
