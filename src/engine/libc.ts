@@ -1,7 +1,9 @@
 // The C library's calls through koffi, loaded when the first device is opened and not before: a program that only
 // reads tables needs no native code. Addresses are plain numbers (user space ends below 2^48).
+import fs from 'node:fs';
 import { createRequire } from 'node:module';
 import { endianness } from 'node:os';
+import { isMainThread } from 'node:worker_threads';
 import type { UringCalls } from './uring.ts';
 
 /** What a call on another thread ends with: its result, and errno where that is negative. */
@@ -84,9 +86,30 @@ const SYS_IO_URING_ENTER = 426;
 const PROT_READ_WRITE = 3;
 const MAP_SHARED_POPULATE = 0x8001;
 
+const RTLD_LAZY_NOLOAD_NODELETE = 0x1005;
+
+/**
+ * Keeps koffi's native part in memory. A worker's end unloads it where no other thread has it, and a watch that is open
+ * then is closed a little later, by code that would be gone: the process would die of it.
+ *
+ * @returns false where it can't be found
+ */
+function keepLoaded(koffi: Koffi): boolean {
+  let path: string | undefined;
+  try {
+    path = /\s(\/.*koffi[^/]*\.node)$/m.exec(fs.readFileSync('/proc/self/maps', 'utf8'))?.[1];
+  } catch {
+    // No /proc.
+  }
+  if (path === undefined) return false;
+  const dlopen = koffi.load(null).func('uintptr_t dlopen(const char *path, int flags)');
+  return Number(dlopen(path, RTLD_LAZY_NOLOAD_NODELETE)) !== 0;
+}
+
 function bindUring(koffi: Koffi): UringCalls | null {
   const poll = koffi.node?.poll;
   if (poll === undefined || koffi.view === undefined) return null;
+  if (!isMainThread && !keepLoaded(koffi)) return null;
   const view = koffi.view;
   const library = koffi.load(null);
   const setup = library.func('long syscall(long number, unsigned int entries, uintptr_t parameters)');

@@ -62,7 +62,7 @@ export class RingCarrier {
     if (this.#ring !== null && !this.#ring.closed) return null;
     const calls = this.#libc.uring();
     if (calls === null) {
-      this.#reason = "this koffi can't watch a descriptor: it has no node.poll()";
+      this.#reason = "koffi can't watch a descriptor in this thread";
       return this.#reason;
     }
     const options = { calls, reactor: this.#reactor };

@@ -1,0 +1,56 @@
+// What goes wrong with rings: processes and workers that can't end, sleepers nobody wakes, memory that goes away under the
+// kernel. Each in a process of its own, with reads in flight that would hang for ever.
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { run, start } from '../support/process.ts';
+import { tempDir } from '../support/tmp.ts';
+import { ENGINES } from './harness.ts';
+
+const dist = fileURLToPath(new URL('../../dist/', import.meta.url));
+const env = { DMKIT_DIST: pathToFileURL(dist).href };
+const child = (name: string) => fileURLToPath(new URL(`ring-children/${name}.mjs`, import.meta.url));
+
+function pipe(): string {
+  const path = join(tempDir('ring'), 'pipe');
+  execFileSync('mkfifo', [path]);
+  return path;
+}
+
+describe.runIf(ENGINES.includes('ring') && existsSync(dist))('with reads in flight on a ring', () => {
+  it.each([
+    ['exit', 3],
+    ['throw', 1],
+    ['signal', null],
+    ['handler', 5],
+    ['exit of a worker', 6],
+    ['exit beside a worker', 7],
+  ])('a process ends within a second: %s', { retry: 1 }, async (ending, code) => {
+    const process_ = await start(process.execPath, [child('endings'), pipe(), ending], { ready: /busy/, env });
+    const since = performance.now();
+    expect(await process_.exited).toBe(code);
+    expect(performance.now() - since).toBeLessThan(1000);
+  });
+
+  it('worker.terminate ends within a second and cancels them', async () => {
+    const result = await run(process.execPath, [child('terminate'), pipe()], { timeoutSeconds: 20, env });
+    expect(result).toMatchObject({ code: 0, stdout: 'cancelled\n' });
+  });
+
+  it('memory that is dropped, transferred or collected stays where it is', async () => {
+    const args = ['--expose-gc', child('memory'), pipe()];
+    const result = await run(process.execPath, args, { timeoutSeconds: 20, env });
+    expect(result.stderr).toBe('');
+    expect(result.stdout).toMatch(/^intact (refused|copied)$/m);
+    expect(result.code).toBe(0);
+  });
+
+  it('fs.promises work, a busy pool stops nothing, and the process ends by itself', async () => {
+    const result = await run(process.execPath, [child('pool'), pipe()], { timeoutSeconds: 20, env });
+    expect(result.stderr).toBe('');
+    expect(result.stdout).toMatch(/fs\.promises work\nread beside a busy pool in \d+ ms/);
+    expect(result.code).toBe(0);
+  });
+});
