@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { formatRow, runRow } from './harness.mjs';
 import { describeMachine, findFolders } from './machine.mjs';
+import { dmIoRows } from './rows/dm-io.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
 import { tableRows } from './rows/tables.mjs';
@@ -35,9 +36,9 @@ const options = {
 
 const folders = findFolders();
 const pattern = new RegExp(flags.rows);
-const rows = [...nbdRows(folders, options), ...inProcessRows(folders, options), ...tableRows(folders, options)].filter(
-  ({ name }) => pattern.test(name),
-);
+const rows = [nbdRows, inProcessRows, tableRows, dmIoRows]
+  .flatMap((make) => make(folders, options))
+  .filter(({ name }) => pattern.test(name));
 
 function showProgress(text) {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);

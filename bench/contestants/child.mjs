@@ -1,6 +1,7 @@
 // One measurement in a fresh process: child.mjs MODULE FILE BYTES SECONDS DEPTH ROUND prints operations per second.
-// A module of this folder exports `open(path, byteLength)`, which gives { read(offset, lane), close() }: `read` fills a
-// buffer of its own for that lane with 4 KiB and gives a promise, or undefined when the bytes are there already.
+// A module of this folder, maybe with a query (`?op=write`), exports `open(path, byteLength, depth, query)`, which gives
+// { read(offset, lane), close() }: `read` moves 4 KiB between the file and a buffer of that lane's own, and gives a
+// promise, or undefined when that is done already.
 const [module, path, bytes, seconds, depth, round] = process.argv.slice(2);
 const byteLength = Number(bytes);
 const blocks = Math.floor(byteLength / 4096);
@@ -13,8 +14,9 @@ function nextOffset() {
   return ((state >>> 0) % blocks) * 4096;
 }
 
-const { open } = await import(new URL(module, import.meta.url));
-const reader = await open(path, byteLength, Number(depth));
+const location = new URL(module, import.meta.url);
+const { open } = await import(location);
+const reader = await open(path, byteLength, Number(depth), location.searchParams);
 
 /** Reads until `until`, and gives how many reads ended by then. The clock is read rarely: it costs as much as a read. */
 async function lane(index, until) {

@@ -1,12 +1,10 @@
-// 4 KiB reads of one image through tables of different shapes, named after the `?`: bare (no table), line, layers (three
+// 4 KiB reads of one image through tables of different shapes, named by `?shape=`: bare (no table), line, layers (three
 // devices on top of each other), stripe (four stripes of 64 KiB), million (2^20 lines in shuffled order).
 import { DeviceMapper } from '../../dist/index.js';
 
 const SECTOR_BYTES = 512;
 const LINE_COUNT = 1 << 20;
 const LINE_SECTORS = 8;
-
-const shape = new URL(import.meta.url).search.slice(1);
 
 /** Each line leads to another block of the image than its neighbours. */
 function millionLines(path, sectors) {
@@ -24,7 +22,7 @@ function stripe(path, sectors) {
   return `0 ${sectors} striped 4 128 ${[0, 1, 2, 3].map((i) => `${path} ${i * leg}`).join(' ')}`;
 }
 
-async function make(mapper, path, sectors) {
+async function make(mapper, shape, path, sectors) {
   const options = { readOnly: true };
   if (shape === 'bare') return mapper.open(path, options);
   if (shape === 'stripe') return mapper.create('stripe', stripe(path, sectors), options);
@@ -41,9 +39,9 @@ async function make(mapper, path, sectors) {
   return disk;
 }
 
-export async function open(path, byteLength, depth) {
+export async function open(path, byteLength, depth, query) {
   const mapper = new DeviceMapper();
-  const disk = await make(mapper, path, byteLength / SECTOR_BYTES);
+  const disk = await make(mapper, query.get('shape'), path, byteLength / SECTOR_BYTES);
   const buffers = Array.from({ length: depth }, () => Buffer.alloc(4096));
   const windows = disk.byteLength / byteLength;
   let window = 0;

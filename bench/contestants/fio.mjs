@@ -33,5 +33,6 @@ export function fioFile(options) {
   const { ioengine, path } = options;
   // Without invalidate=0 fio would drop the file from the page cache first.
   const args = [...common(options), `--ioengine=${ioengine}`, `--filename=${path}`, '--invalidate=0', '--thread'];
+  if (options.direct) args.push('--direct=1');
   return opsPerSecond(args, options);
 }

@@ -22,7 +22,7 @@ export async function dmkitMissing() {
   }
 }
 
-const noFio = () => (which('fio') === undefined ? 'no fio: scripts/install-peers' : undefined);
+export const noFio = () => (which('fio') === undefined ? 'no fio: scripts/install-peers' : undefined);
 
 const WAYS = [
   { name: 'dmkit, 32 in flight', available: dmkitMissing, measure: (o) => inNode('dmkit-inprocess.mjs', 32, o) },

@@ -25,7 +25,7 @@ function throughTable([name, shape], folder, options) {
       path = imageFor(folder, 'tables', options.imageBytes);
       warm(path);
     },
-    measure: (round) => inNode(`dmkit-tables.mjs?${shape}`, 32, { ...options, path, round }),
+    measure: (round) => inNode(`dmkit-tables.mjs?shape=${shape}`, 32, { ...options, path, round }),
     stop() {},
   };
 }
