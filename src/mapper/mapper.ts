@@ -27,6 +27,12 @@ export interface LoadOptions {
   translate?: (argument: string) => string;
 }
 
+/** Tables of one device that use another, by the mode they open it in. */
+interface Uses {
+  read: number;
+  write: number;
+}
+
 export interface RemoveOptions {
   /** A device that is in use goes when its last user does. */
   deferred?: boolean;
@@ -45,6 +51,8 @@ export class Mapper implements DeviceResolver {
   readonly #services: TargetServices | undefined;
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
+  /** Mapped devices that lie below others: for each user the number of its tables. */
+  readonly #stackUses = new WeakMap<MappedDevice, Map<MappedDevice, Uses>>();
 
   /** @param services for targets that need a reactor; tables with such targets can't be loaded without */
   constructor(registry: TargetRegistry, lower: DeviceResolver, major: number, services?: TargetServices) {
@@ -110,24 +118,49 @@ export class Mapper implements DeviceResolver {
    */
   load(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions = {}): void {
     const entries = typeof table === 'string' ? parseTable(table) : table;
-    const { translate } = options;
-    const resolver: DeviceResolver =
-      translate === undefined
-        ? this
-        : {
-            open: (argument, readOnly) => this.open(translate(argument), readOnly),
-            close: (lower, readOnly) => this.close(lower, readOnly),
-          };
     device.load(
       buildTable(entries, {
         registry: this.#registry,
-        resolver,
+        resolver: this.#resolverFor(device, options.translate ?? ((argument) => argument)),
         readOnly: options.readOnly ?? false,
         checkDevice: (lower) => refuseCycle(device, lower),
         onEvent: () => device.raiseEvent(),
         services: this.#services,
       }),
     );
+  }
+
+  /**
+   * For the tables of `upper`: a mapped device below has it for one user in each mode, however many of its tables (the
+   * live one and the inactive one) name it.
+   */
+  #resolverFor(upper: MappedDevice, translate: (argument: string) => string): DeviceResolver {
+    const uses = this.#stackUses;
+    return {
+      open: (argument, readOnly) => {
+        const found = translate(argument);
+        const lower = this.#find(found);
+        if (lower === undefined) return this.#lower.open(found, readOnly);
+        const mode = readOnly ? 'read' : 'write';
+        const byUser = uses.get(lower) ?? new Map<MappedDevice, Uses>();
+        uses.set(lower, byUser);
+        const counts = byUser.get(upper) ?? { read: 0, write: 0 };
+        byUser.set(upper, counts);
+        if (counts[mode]++ === 0) this.acquire(lower);
+        return lower;
+      },
+      close: (lower, readOnly) => {
+        if (!(lower instanceof MappedDevice)) {
+          this.#lower.close(lower, readOnly);
+          return;
+        }
+        const byUser = uses.get(lower)!;
+        const counts = byUser.get(upper)!;
+        const left = --counts[readOnly ? 'read' : 'write'];
+        if (counts.read + counts.write === 0) byUser.delete(upper);
+        if (left === 0) this.release(lower);
+      },
+    };
   }
 
   suspend(device: MappedDevice, options: SuspendOptions, done: () => void): StateChange {

@@ -345,6 +345,12 @@ describe('users', () => {
     expect(low.openCount).toBe(3);
     other.clear();
     expect(low.openCount).toBe(2);
+    mapper.load(h2, '0 8 linear dm:low 0');
+    expect(low.openCount).toBe(2);
+    mapper.load(h2, '0 8 linear dm:low 0', { readOnly: true });
+    expect(low.openCount).toBe(3);
+    resume(h2);
+    expect(low.openCount).toBe(2);
     mapper.remove(h2);
     expect(low.openCount).toBe(1);
   });
