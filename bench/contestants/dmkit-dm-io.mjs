@@ -12,10 +12,7 @@ export async function open(path, _byteLength, depth, query) {
   const bdev = mapper.devices.open(path, !isWrite, query.has('direct') ? { direct: true } : {});
   const client = mapper.dmIoClient(4096);
   const op = isWrite ? REQ_OP_WRITE : REQ_OP_READ;
-  const lanes = pages(depth).map((buffer) => ({
-    request: { op, memory: { type: 'buffer', buffer }, client },
-    regions: [{ bdev, sector: 0, count: SECTORS }],
-  }));
+  const lanes = pages(depth).map((buffer) => lane(bdev, op, buffer, query.has('sync')));
   const close = async () => {
     client.close();
     mapper.devices.close(bdev, !isWrite);
@@ -32,14 +29,25 @@ export async function open(path, _byteLength, depth, query) {
     };
   }
   return {
-    read(offset, lane) {
-      const { request, regions } = lanes[lane];
-      regions[0].sector = offset / SECTOR_BYTES;
-      return new Promise((resolve, reject) => {
-        const fn = (errorBits) => (errorBits === 0n ? resolve() : reject(new Error('a request failed')));
-        client.io({ ...request, notify: { fn } }, regions);
+    read(offset, index) {
+      const one = lanes[index];
+      one.regions[0].sector = offset / SECTOR_BYTES;
+      return new Promise((resolve) => {
+        one.resolve = resolve;
+        client.io(one.request, one.regions);
       });
     },
     close,
   };
+}
+
+/** A request that is made over and over, as a program in a hurry does it. */
+function lane(bdev, op, buffer, isSync) {
+  const one = { resolve: undefined, regions: [{ bdev, sector: 0, count: SECTORS }], request: undefined };
+  const fn = (errorBits) => {
+    if (errorBits !== 0n) throw new Error('a request failed');
+    one.resolve();
+  };
+  one.request = { op, memory: { type: 'buffer', buffer }, ...(isSync ? {} : { notify: { fn } }) };
+  return one;
 }

@@ -27,6 +27,9 @@ export async function dmIoPromise(request: Omit<DmIoRequest, 'notify'>, regions:
       if (error === null) resolve();
       else reject(error);
     };
-    request.client.io({ ...request, notify: { fn } }, regions);
+    const { op, flags = 0, memory, client } = request;
+    // Written out and not spread: every request then has one shape, which is worth a microsecond.
+    const whole = memory === undefined ? { op, flags, notify: { fn } } : { op, flags, memory, notify: { fn } };
+    client.io(whole, regions);
   });
 }
