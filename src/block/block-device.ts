@@ -67,12 +67,13 @@ function refusal(bio: Bio, device: BlockDevice): number {
       // Without a volatile cache there is nothing to flush: the kernel takes the flags off before the driver.
       if (bio.flags & (REQ_PREFLUSH | REQ_FUA) && !device.limits.hasWriteCache) bio.flags &= ~(REQ_PREFLUSH | REQ_FUA);
       return device.readOnly ? Errno.EPERM : 0;
+    // What the device cannot do at all goes before what it may not do now.
     case REQ_OP_DISCARD:
-      if (device.readOnly) return Errno.EPERM;
-      return device.limits.maxDiscardSectorCount === 0 ? Errno.EOPNOTSUPP : 0;
+      if (device.limits.maxDiscardSectorCount === 0) return Errno.EOPNOTSUPP;
+      return device.readOnly ? Errno.EPERM : 0;
     case REQ_OP_WRITE_ZEROES:
-      if (device.readOnly) return Errno.EPERM;
-      return device.limits.maxWriteZeroesSectorCount === 0 ? Errno.EOPNOTSUPP : 0;
+      if (device.limits.maxWriteZeroesSectorCount === 0) return Errno.EOPNOTSUPP;
+      return device.readOnly ? Errno.EPERM : 0;
     default:
       return Errno.EOPNOTSUPP;
   }

@@ -72,9 +72,22 @@ function kindOf(stat: fs.BigIntStats): string {
   return 'of a kind that has no blocks';
 }
 
+const MAX_MAJOR = 2 ** 12 - 1;
+const MAX_MINOR = 2 ** 20 - 1;
+
+/** `7:0` without leading zeros. @throws DmError EOVERFLOW for a number that no device can have */
+function canonicalNumber(argument: string): string {
+  // The kernel reads both as 32 bits: what is above them is lost.
+  const [major, minor] = argument.split(':').map((digits) => Number(BigInt.asUintN(32, BigInt(digits))));
+  if (major! > MAX_MAJOR || minor! > MAX_MINOR) {
+    throw new DmError(Errno.EOVERFLOW, `${argument}: a device has at most the number ${MAX_MAJOR}:${MAX_MINOR}`);
+  }
+  return `${major}:${minor}`;
+}
+
 /** By sysfs, where there is one: it knows the node's name. */
 function findByNumber(argument: string): Found {
-  const number = argument.split(':').map(Number).join(':');
+  const number = canonicalNumber(argument);
   const names: string[] = [];
   try {
     const uevent = fs.readFileSync(`/sys/dev/block/${number}/uevent`, 'utf8');

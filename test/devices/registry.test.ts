@@ -144,6 +144,8 @@ describe.each(ENGINES)('the registry, with the %s engine,', (engine) => {
     ['a loop of links', 'loop', 'ENODEV', /Too many levels/],
     ['nothing', '', 'ENODEV', /is empty/],
     ['a number without a device', '4000:77', 'ENXIO', /4000:77: there is no such block device/],
+    ['a number that no device can have', '4096:1', 'EOVERFLOW', /4096:1: a device has at most the number 4095:1048575/],
+    ['a number that is one in 32 bits', '4294971296:77', 'ENXIO', /4294971296:77: there is no such block device/],
     ['a mapped device of somebody else', '/dev/mapper/nobody', 'ENODEV', /does not exist/],
   ])('refuses %s', async (_name, argument, code, message) => {
     const folder = tempDir('registry');
