@@ -55,7 +55,12 @@ function diskBlockSize(fd: number): number {
   return PAGE_BYTE_LENGTH;
 }
 
-/** Whether the ring is what serves a file best, where there is one; otherwise it only takes what direct calls miss. */
-export function isRingBest(_kind: FileKind, directIo: DirectIo | null): boolean {
-  return directIo !== null;
+/**
+ * Whether the ring serves a file best, where there is one; otherwise it only takes what direct calls miss or are slow at.
+ * Measured on Linux 6.18, 4 KiB at random, 32 in flight, as ratios of ring to direct calls (with threads): files in the
+ * page cache 0.2 to 1.0, one in flight 0.03 to 0.6; block devices 2.6 (reads) and 4 (writes, which are throttled);
+ * O_DIRECT 1.6 to 3.
+ */
+export function isRingBest(kind: FileKind, directIo: DirectIo | null): boolean {
+  return directIo !== null || kind === 'block';
 }

@@ -11,6 +11,8 @@ import { isRefusal, Uring, type UringCalls, type UringRefusal, type UringWatch }
 const CANCEL_SLOT = -1;
 /** How long a process that ends waits for what it cancelled. */
 const EXIT_WAIT_MILLISECONDS = 200;
+/** Operations whose ends are told after a wake-up before new ones are sent: measured on a disk with O_DIRECT. */
+const REAPED_AT_ONCE_COUNT = 8;
 
 /** One call for the kernel to make. Made once for each pooled request; whoever starts it keeps its memory alive. */
 export class RingOperation {
@@ -79,6 +81,7 @@ export class Ring {
   #tail: RingOperation | null = null;
   #inFlightCount = 0;
   #flushIsQueued = false;
+  #wakeUpIsQueued = false;
   #flushing = false;
   #isWatched = true;
   #closing = false;
@@ -221,33 +224,65 @@ export class Ring {
 
   readonly #onTick = (): void => {
     this.#flushIsQueued = false;
-    if (!this.#closed) this.#flush();
+    if (this.#closed) return;
+    // What there is to reap is left to the wake-up that is on its way: see there.
+    if (this.#wakeUpIsQueued) this.#sendAll();
+    else this.#flush(this.#slots.length);
+    this.#settle();
   };
 
   readonly #onReadable = (): void => {
-    if (this.#flushIsQueued || this.#closed) return;
+    if (this.#wakeUpIsQueued || this.#closed) return;
     this.#wakeUpCount++;
-    this.#flushIsQueued = true;
-    // The watch calls from outside of Node's callbacks, where neither ticks nor microtasks would run behind it.
-    this.#wake(this.#onTick);
+    this.#queueWakeUp();
   };
 
-  #flush(): void {
+  #queueWakeUp(): void {
+    this.#wakeUpIsQueued = true;
+    // The watch calls from outside of Node's callbacks, where neither ticks nor microtasks would run behind it.
+    this.#wake(this.#onWakeUp);
+  }
+
+  readonly #onWakeUp = (): void => {
+    this.#wakeUpIsQueued = false;
+    if (this.#closed) return;
+    // A few at a time: what takes their place leaves before the next few are looked at. A disk that had to wait until
+    // all of a batch are dealt with, and then gets all at once, stands still in between.
+    this.#flush(REAPED_AT_ONCE_COUNT);
+    this.#settle();
+  };
+
+  /** Reaps `most` at a time and sends what is started meanwhile. */
+  #flush(most: number): void {
     this.#flushing = true;
-    this.#reap(this.#slots.length);
     // What ends at once may start more for ever: past a bound the rest is left to the watch, and sockets get their turn.
     for (let round = 0; round < MAX_RING_ROUND_COUNT; round++) {
+      const count = this.#reap(most);
       this.#fill();
-      if (this.#uring.pendingCount === 0) break;
-      this.#submit();
-      if (this.#reap(this.#slots.length) === 0) break;
+      if (this.#uring.pendingCount > 0) {
+        this.#submit();
+      } else if (count === most) {
+        // Nothing was started: whoever waits for these may do it in a microtask, and gets the chance before the rest.
+        this.#queueWakeUp();
+        break;
+      } else if (count === 0) {
+        break;
+      }
     }
-    this.#fill();
-    if (this.#uring.pendingCount > 0) this.#submit();
     this.#flushing = false;
+  }
+
+  /** Sends what is left, and sees to what comes after a flush. */
+  #settle(): void {
+    if (!this.#closed) this.#sendAll();
     this.#watchIfNeeded();
     if (this.#closing) this.#closeIfIdle();
     this.#throwFailure();
+  }
+
+  #sendAll(): void {
+    this.#fill();
+    if (this.#uring.pendingCount > 0) this.#submit();
   }
 
   /** @returns 0, or the errno of a submission that was given up */
