@@ -2,8 +2,10 @@
 // The dmkit command: one subcommand a file; a subcommand's file is loaded when it runs, so that starting costs little.
 import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
+import { addControlCommands } from './control-program.ts';
 import { reportFailure } from './failure.ts';
 import type { ServeOptions } from './serve.ts';
+import { runWord } from './words.ts';
 
 const EXIT_FAILURE = 1;
 
@@ -39,21 +41,7 @@ function buildProgram(setExitCode: (code: number) => void): Command {
       setExitCode(await serve({ ...options, names }));
     });
 
-  program
-    .command('version')
-    .description('print the version and how this machine’s files and disks are reached')
-    .action(async () => {
-      const { printVersion } = await import('./version.ts');
-      printVersion();
-    });
-
-  program
-    .command('targets')
-    .description('list the kinds of table lines, as dmsetup targets does')
-    .action(async () => {
-      const { printTargets } = await import('./targets.ts');
-      printTargets();
-    });
+  addControlCommands(program, setExitCode);
   return program;
 }
 
@@ -73,6 +61,11 @@ Examples:
   dmkit serve low --table-file low.table top --table '0 100 linear /dev/mapper/low 8' --read-only`;
 
 async function main(): Promise<void> {
+  const wordExitCode = await runWord(process.argv.slice(2));
+  if (wordExitCode !== null) {
+    process.exitCode = wordExitCode;
+    return;
+  }
   let exitCode = 0;
   const program = buildProgram((code) => {
     exitCode = code;

@@ -36,8 +36,3 @@ export function versionLines(): string[] {
     `Node.js:           ${process.versions.node}`,
   ];
 }
-
-/** @throws as {@link versionLines} */
-export function printVersion(): void {
-  process.stdout.write(`${versionLines().join('\n')}\n`);
-}

@@ -326,11 +326,17 @@ export class MappedDevice implements RequestOwner {
     return this.#wakeUp();
   }
 
+  /** The old table goes when the new one has woken up, so that its targets can hand over what they have. */
   #goLive(next: Table): DmError | null {
-    return this.#swap(next) ?? this.#wakeUp();
+    const previous = this.#live;
+    const error = this.#swap(next);
+    if (error !== null) return error;
+    const failure = this.#wakeUp();
+    previous?.destroy();
+    return failure;
   }
 
-  /** `next` becomes the live table; the old one is destroyed. Where it does not fit its devices `next` is. */
+  /** `next` becomes the live table. Where it does not fit its devices it is destroyed. */
   #swap(next: Table): DmError | null {
     let limits: QueueLimits;
     try {
@@ -339,13 +345,11 @@ export class MappedDevice implements RequestOwner {
       next.destroy();
       return error as DmError;
     }
-    const previous = this.#live;
     this.#live = next;
     this.#obstacleTargets = next.targets.filter((target) => target.type.syncObstacle !== undefined);
     this.limits = limits;
     this.sectorCount = next.sectorCount;
     this.readOnly = next.readOnly;
-    previous?.destroy();
     return null;
   }
 

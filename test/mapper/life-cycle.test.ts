@@ -182,7 +182,7 @@ describe('resume', () => {
     expect(log).toEqual(['preresume 1', 'resume 1']);
     log.length = 0;
     resume(device);
-    expect(log).toEqual(['presuspend 1', 'postsuspend 1', 'destruct 1', 'preresume 2', 'resume 2']);
+    expect(log).toEqual(['presuspend 1', 'postsuspend 1', 'preresume 2', 'resume 2', 'destruct 1']);
   });
 
   test('of an active device without an inactive table changes nothing', () => {

@@ -1,0 +1,74 @@
+// dmkit's own commands around the daemon, beside dmsetup's words.
+import type { Command } from 'commander';
+import type { DaemonCommandOptions } from './daemon.ts';
+import type { TransferOptions } from './transfer.ts';
+
+const collect = (value: string, before: string[]): string[] => [...before, value];
+
+function addDaemonCommands(program: Command, setExitCode: (code: number) => void): void {
+  program
+    .command('daemon')
+    .description('hold the devices, in the foreground; other commands start it in the background when they need it')
+    .option('--idle-exit <seconds>', 'end after so long without devices and commands (DMKIT_IDLE_EXIT)')
+    .option('--ready-descriptor <number>', 'say "ready" over this file descriptor, then close it')
+    .action(async (options: DaemonCommandOptions) => (await import('./daemon.ts')).runDaemon(options));
+  program
+    .command('shutdown')
+    .description('take every device down and end the daemon')
+    .option('--force', 'cut NBD clients off')
+    .action(async (options: { force?: boolean }) => (await import('./daemon.ts')).shutdownDaemon(options));
+  program
+    .command('restore')
+    .description('make the devices again that a daemon lost when it ended unexpectedly')
+    .action(async () => setExitCode((await (await import('./daemon.ts')).restore()) ? 0 : 1));
+  program
+    .command('logs')
+    .description('print the daemon’s log')
+    .action(async () => (await import('./daemon.ts')).printLogs());
+}
+
+function addDeviceCommands(program: Command, setExitCode: (code: number) => void): void {
+  program
+    .command('uri')
+    .description('print where NBD clients find a device')
+    .argument('<name>')
+    .action(async (name: string) => (await import('./daemon.ts')).printUri(name));
+  for (const [word, text] of [
+    ['read', 'print sectors of a device to standard output'],
+    ['write', 'write standard input to sectors of a device, durably'],
+  ] as const) {
+    program
+      .command(word)
+      .description(text)
+      .argument('<name>')
+      .option('--sector <number>', 'the first sector; 0 unless given')
+      .option('--count <number>', 'how many sectors at the most; to the end unless given')
+      .action(async (name: string, options: TransferOptions) => {
+        const { readDevice, writeDevice } = await import('./transfer.ts');
+        await (word === 'read' ? readDevice : writeDevice)(name, options);
+      });
+  }
+  program
+    .command('exec')
+    .description('run a command for which dmsetup and blockdev are dmkit’s')
+    .argument('<command...>')
+    .option('--map <device=image>', 'an image in the place of a device that the command names', collect, [])
+    .passThroughOptions()
+    .action(async (command: string[], options: { map: string[] }) => {
+      setExitCode(await (await import('./exec.ts')).execCommand(command, options.map));
+    });
+}
+
+const WORDS_HELP = `
+dmsetup's words, on devices that a daemon holds (started by the first create):
+  create load|reload suspend resume clear remove remove_all wipe_table rename message wait mangle mknodes
+  info ls table status deps targets target-version version splitname
+  dmkit dmsetup help    what they take; --json makes a listing machine-readable`;
+
+/** Adds the commands to the program. */
+export function addControlCommands(program: Command, setExitCode: (code: number) => void): void {
+  program.enablePositionalOptions();
+  addDaemonCommands(program, setExitCode);
+  addDeviceCommands(program, setExitCode);
+  program.addHelpText('after', WORDS_HELP);
+}

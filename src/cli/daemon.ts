@@ -1,0 +1,116 @@
+// The commands about the daemon itself.
+import { closeSync, createReadStream, existsSync, writeSync } from 'node:fs';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { ClientControl, findDaemon } from '../client/connect.ts';
+import { connect } from '../client/index.ts';
+import { READY_TEXT } from '../client/start.ts';
+import { type Daemon, startDaemon } from '../daemon/daemon.ts';
+import { daemonFolder } from '../daemon/folder.ts';
+
+const STOP_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+const GONE_ATTEMPTS = 400;
+const GONE_MILLISECONDS = 50;
+
+export interface DaemonCommandOptions {
+  idleExit?: string;
+  /** Tells the process that started this one, over this descriptor, and hangs up. */
+  readyDescriptor?: string;
+}
+
+function tellStarter(descriptor: string | undefined, text: string): void {
+  if (descriptor === undefined) return;
+  try {
+    writeSync(Number(descriptor), `${text}\n`);
+    closeSync(Number(descriptor));
+  } catch {
+    // Whoever started it did not wait.
+  }
+}
+
+function idleSeconds(options: DaemonCommandOptions): number | undefined {
+  const text = options.idleExit ?? process.env.DMKIT_IDLE_EXIT;
+  if (text === undefined || text === '') return undefined;
+  const seconds = Number(text);
+  if (!(seconds > 0)) throw new DmError(Errno.EINVAL, `${text} is no number of seconds to wait before an exit`);
+  return seconds;
+}
+
+async function start(options: DaemonCommandOptions): Promise<Daemon> {
+  try {
+    const idleExitSeconds = idleSeconds(options);
+    const folder = daemonFolder();
+    return await startDaemon({ folder, ...(idleExitSeconds === undefined ? {} : { idleExitSeconds }) });
+  } catch (error) {
+    const code = error instanceof DmError ? error.code : 'error';
+    tellStarter(options.readyDescriptor, `${code}: ${(error as Error).message}`);
+    throw error;
+  }
+}
+
+/** Runs a daemon until it is told to stop. */
+export async function runDaemon(options: DaemonCommandOptions): Promise<void> {
+  const daemon = await start(options);
+  for (const signal of STOP_SIGNALS) process.on(signal, () => void daemon.stop('signal'));
+  if (options.readyDescriptor === undefined) process.stdout.write(`listening in ${daemonFolder().path}\n`);
+  tellStarter(options.readyDescriptor, READY_TEXT);
+  await daemon.stopped;
+  // Whatever still waits for a device that never answers is not waited for.
+  process.exit(0);
+}
+
+/** Ends the daemon, and waits until it is gone. */
+export async function shutdownDaemon(options: { force?: boolean }): Promise<void> {
+  const client = connect();
+  try {
+    await client.shutdown(options);
+  } catch (error) {
+    if ((error as DmError).code !== 'DM_NO_DAEMON') throw error;
+    process.stderr.write('dmkit: no daemon is running\n');
+    return;
+  } finally {
+    await client.close();
+  }
+  const folder = daemonFolder();
+  for (let attempt = 0; attempt < GONE_ATTEMPTS; attempt++) {
+    const found = await findDaemon(folder).catch(() => null);
+    if (found === null && !existsSync(folder.nbdSocket)) return;
+    await found?.close();
+    await sleep(GONE_MILLISECONDS);
+  }
+  throw new DmError(Errno.ETIMEDOUT, `the daemon has not ended yet; see ${folder.logFile}`);
+}
+
+/** Prints the daemon's log. */
+export async function printLogs(): Promise<void> {
+  const { logFile } = daemonFolder();
+  if (!existsSync(logFile)) throw new DmError(Errno.ENOENT, `there is no log yet: ${logFile}`);
+  await pipeline(createReadStream(logFile), process.stdout, { end: false });
+}
+
+/** Makes lost devices again. @returns false where some could not be */
+export async function restore(): Promise<boolean> {
+  const control = new ClientControl();
+  try {
+    const results = await control.call('restore', {});
+    for (const { name, error } of results) {
+      if (error === null) process.stdout.write(`${name}\n`);
+      else process.stderr.write(`dmkit: ${name} could not be restored: ${error}\n`);
+    }
+    return results.every(({ error }) => error === null);
+  } finally {
+    await control.close();
+  }
+}
+
+/** Prints where NBD clients find a device. */
+export async function printUri(name: string): Promise<void> {
+  const client = connect();
+  try {
+    process.stdout.write(`${await client.uri(name)}\n`);
+  } finally {
+    await client.close();
+  }
+}

@@ -1,0 +1,219 @@
+// A daemon: the devices of one folder, its control socket, its NBD socket, its journal and its log.
+import { existsSync, rmSync } from 'node:fs';
+import { Errno, errnoFromException } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { Transport } from '../block/reactor.ts';
+import { version } from '../block/version.ts';
+import type { MappedDevice } from '../mapper/mapped-device.ts';
+import { NbdServer } from '../nbd/server/server.ts';
+import { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { Listener } from '../reactor/node-loop.ts';
+import { STOP_TIMEOUT_MILLISECONDS } from './bounds.ts';
+import type { Restored } from './control.ts';
+import { ControlServer } from './control-server.ts';
+import type { DaemonFolder } from './folder.ts';
+import { translator } from './host-paths.ts';
+import { readJournal, setJournalAside, writeJournal } from './journal.ts';
+import { LocalControl } from './local-control.ts';
+import { type DaemonLock, takeLock } from './lock.ts';
+import { type Log, openLog } from './log.ts';
+import { NbdExports } from './nbd-exports.ts';
+import { restoreDevices } from './restore.ts';
+
+export interface DaemonOptions {
+  folder: DaemonFolder;
+  /** Ends by itself after so many seconds without devices and clients; never unless given. */
+  idleExitSeconds?: number;
+}
+
+/** Why it ended. */
+export type StopReason = 'shutdown' | 'signal' | 'idle';
+
+/** A running daemon. Made by {@link startDaemon}. */
+export class Daemon {
+  readonly #folder: DaemonFolder;
+  readonly #lock: DaemonLock;
+  readonly #log: Log;
+  readonly #dm: DeviceMapper;
+  readonly #control: LocalControl;
+  readonly #controlServer: ControlServer;
+  readonly #nbd: NbdServer;
+  readonly #exports: NbdExports;
+  readonly #idleExitSeconds: number | undefined;
+  #listeners: Listener[] = [];
+  #idleTimer: NodeJS.Timeout | null = null;
+  #stopping = false;
+  #onStopped: (reason: StopReason) => void = () => {};
+  /** Resolves when it has ended. */
+  readonly stopped: Promise<StopReason>;
+
+  constructor(options: DaemonOptions, lock: DaemonLock, log: Log) {
+    this.#folder = options.folder;
+    this.#lock = lock;
+    this.#log = log;
+    this.#idleExitSeconds = options.idleExitSeconds;
+    this.stopped = new Promise((resolve) => {
+      this.#onStopped = resolve;
+    });
+    this.#dm = new DeviceMapper({ baseFolder: options.folder.path });
+    const { mapper, loop, targets } = this.#dm;
+    this.#nbd = new NbdServer({
+      reactor: loop,
+      onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
+    });
+    this.#exports = new NbdExports(this.#nbd, mapper, loop);
+    mapper.onRemove = (device) => {
+      this.#exports.remove(device);
+      this.#noteChange();
+    };
+    this.#control = new LocalControl({
+      mapper,
+      targets,
+      translate: translator(mapper),
+      onChange: (device) => this.#onChange(device),
+      daemon: {
+        daemon: () => ({
+          version,
+          pid: process.pid,
+          major: mapper.major,
+          nbdSocket: options.folder.nbdSocket,
+          logFile: options.folder.logFile,
+        }),
+        restore: () => this.#restore(),
+        shutdown: ({ force = false }) => this.#shutdown(force),
+      },
+    });
+    this.#controlServer = new ControlServer({
+      control: this.#control,
+      onError: (error) => log.error({ err: error }, 'a control client'),
+      onClients: () => this.#checkIdle(),
+    });
+  }
+
+  /** @throws DmError where a socket cannot be made */
+  async listen(): Promise<void> {
+    this.#listeners.push(await this.#listen(this.#folder.nbdSocket, (transport) => this.#exports.accept(transport)));
+    this.#listeners.push(
+      await this.#listen(this.#folder.controlSocket, (transport) => this.#controlServer.accept(transport)),
+    );
+    this.#log.info({ version, folder: this.#folder.path, node: process.versions.node }, 'listening');
+    this.#checkIdle();
+  }
+
+  #listen(unix: string, accept: (transport: Transport) => void): Promise<Listener> {
+    return new Promise((resolve, reject) => {
+      this.#dm.loop.listen({ unix }, accept, (error, listener) => {
+        if (listener !== null) resolve(listener);
+        else reject(new DmError(errnoFromException(error), `cannot listen at ${unix}: ${error?.message}`));
+      });
+    });
+  }
+
+  #onChange(device: MappedDevice): void {
+    this.#exports.update(device);
+    this.#noteChange();
+  }
+
+  /** The journal is as the devices are before anybody hears that something was done. */
+  #noteChange(): void {
+    // What a stop takes down is to be found in the journal afterwards.
+    if (this.#stopping) return;
+    const { mapper } = this.#dm;
+    try {
+      writeJournal(this.#folder.journal, mapper.major, mapper.list());
+    } catch (error) {
+      this.#log.error({ err: error }, 'the journal could not be written');
+    }
+    this.#checkIdle();
+  }
+
+  #checkIdle(): void {
+    if (this.#idleExitSeconds === undefined) return;
+    const isIdle = this.#dm.mapper.list().length === 0 && this.#controlServer.clientCount === 0;
+    if (!isIdle) {
+      if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
+      this.#idleTimer = null;
+    } else this.#idleTimer ??= setTimeout(() => void this.stop('idle'), this.#idleExitSeconds * 1000);
+  }
+
+  async #restore(): Promise<Restored[]> {
+    const state = readJournal(this.#folder.lostJournal);
+    if (state === null) throw new DmError(Errno.ENOENT, 'there is no journal of lost devices to restore');
+    const results = await restoreDevices(this.#control, state, this.#dm.mapper.major);
+    this.#log.info({ results }, 'restored');
+    if (results.every(({ error }) => error === null)) rmSync(this.#folder.lostJournal, { force: true });
+    return results;
+  }
+
+  async #shutdown(force: boolean): Promise<null> {
+    const users = this.#dm.mapper.list().filter((device) => device.openCount > usesFromAbove(device, this.#dm));
+    if (users.length > 0 && !force) {
+      const names = users.map((device) => device.dmName).join(', ');
+      throw new DmError(Errno.EBUSY, `in use by NBD clients: ${names}; --force cuts them off`);
+    }
+    // The answer leaves first.
+    setImmediate(() => void this.stop('shutdown'));
+    return null;
+  }
+
+  /** Suspends with flush, takes everything down, and leaves. After a signal the journal stays: a restore is possible. */
+  async stop(reason: StopReason): Promise<void> {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    this.#log.info({ reason }, 'stopping');
+    if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
+    for (const listener of this.#listeners) listener.close();
+    const failure = await new Promise<Error | null>((resolve) => {
+      this.#nbd.shutdown(resolve, STOP_TIMEOUT_MILLISECONDS);
+    });
+    if (failure !== null) this.#log.error({ err: failure }, 'stopping the NBD server');
+    await this.#takeDown();
+    this.#controlServer.close();
+    if (reason !== 'signal') rmSync(this.#folder.journal, { force: true });
+    this.#log.info({ reason }, 'stopped');
+    this.#lock.release();
+    this.#onStopped(reason);
+  }
+
+  /** A device that still waits for something below it does not keep the daemon. */
+  async #takeDown(): Promise<void> {
+    const removed = this.#control.call('removeAll', {});
+    const late = new Promise<null>((resolve) => setTimeout(resolve, STOP_TIMEOUT_MILLISECONDS, null).unref());
+    const left = await Promise.race([removed, late]);
+    if (left === null || left.length > 0) this.#log.error({ left }, 'devices were still in use');
+  }
+}
+
+/** Users of a device that are mapped devices on top of it. */
+function usesFromAbove(device: MappedDevice, dm: DeviceMapper): number {
+  let count = 0;
+  for (const upper of dm.mapper.list()) {
+    const modes = new Set<boolean>();
+    for (const table of [upper.table, upper.inactiveTable]) {
+      if (table?.devices.includes(device)) modes.add(table.readOnly);
+    }
+    count += modes.size;
+  }
+  return count;
+}
+
+/**
+ * Starts a daemon in this process.
+ *
+ * @throws DmError EBUSY where one lives in that folder already, ENAMETOOLONG, EACCES …
+ */
+export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
+  const { folder } = options;
+  folder.make();
+  const lock = takeLock(folder.lockFile);
+  try {
+    // Nobody else writes it: its daemon is gone.
+    if (existsSync(folder.journal)) setJournalAside(folder.journal, folder.lostJournal);
+    const daemon = new Daemon(options, lock, await openLog(folder.logFile));
+    await daemon.listen();
+    return daemon;
+  } catch (error) {
+    lock.release();
+    throw error;
+  }
+}
