@@ -28,3 +28,6 @@ export const MAX_RING_ROUND_COUNT = 32;
 /** Buffers between O_DIRECT and memory that it can't take, and the size of each: 4 MiB of one engine. */
 export const MAX_BOUNCE_BUFFER_COUNT = 64;
 export const BOUNCE_BUFFER_BYTE_LENGTH = 65536;
+/** Copies of chunks for snapshots: one buffer at the most, and all buffers of one snapshot. */
+export const COPY_OUT_BUFFER_BYTE_LENGTH = 524_288;
+export const MAX_COPY_OUT_BYTE_LENGTH = 4_194_304;

@@ -56,6 +56,12 @@ export interface TargetSetup {
    * @throws DmError with the kernel's errno; a constructor that catches it says "Device lookup failed" or its own text
    */
   getDevice(argument: string, readOnly?: boolean): BlockDevice;
+  /**
+   * Keeps the table's devices open, also past its end, until as many calls of `release`: for requests of the target's own
+   * that nobody above waits for.
+   */
+  hold(): void;
+  release(): void;
   /** @throws Error where the mapper was made without any */
   readonly services: TargetServices;
   /** Counts an event of the mapped device and wakes who waits for one. May be kept and called while the target lives. */

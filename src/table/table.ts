@@ -40,17 +40,15 @@ export class Table {
   readonly devices: readonly BlockDevice[];
   /** The devices that a flush must reach, where that can be said without asking each target; null where it cannot. */
   readonly flushDevices: readonly BlockDevice[] | null;
-  readonly #resolver: DeviceResolver;
-  readonly #opened: readonly OpenDevice[];
+  readonly #devices: TableDevices;
   readonly #index: readonly Float64Array[];
   #recent = 0;
 
-  constructor(targets: readonly AnyTarget[], opened: readonly OpenDevice[], options: TableOptions) {
+  constructor(targets: readonly AnyTarget[], devices: TableDevices, options: TableOptions) {
     this.targets = targets;
-    this.#opened = opened;
-    this.devices = opened.map(({ device }) => device);
+    this.#devices = devices;
+    this.devices = devices.opened.map(({ device }) => device);
     this.readOnly = options.readOnly ?? false;
-    this.#resolver = options.resolver;
     const last = targets[targets.length - 1];
     this.sectorCount = last === undefined ? 0 : last.begin + last.sectorCount;
     this.#index = buildIndex(targets);
@@ -84,7 +82,7 @@ export class Table {
   /** Undoes every constructor and closes the devices. */
   destroy(): void {
     for (const target of this.targets) target.type.destruct?.(target);
-    for (const { device, readOnly } of this.#opened) this.#resolver.close(device, readOnly);
+    this.#devices.closeAll();
   }
 }
 
@@ -126,6 +124,8 @@ interface OpenDevice {
 class TableDevices {
   readonly opened: OpenDevice[] = [];
   readonly #byArgument = new Map<string, OpenDevice>();
+  #holdCount = 0;
+  #unused = false;
   readonly #options: TableOptions;
 
   constructor(options: TableOptions) {
@@ -162,7 +162,21 @@ class TableDevices {
     return opened;
   }
 
+  hold(): void {
+    this.#holdCount++;
+  }
+
+  release(): void {
+    if (--this.#holdCount === 0 && this.#unused) this.#close();
+  }
+
+  /** Nobody needs them any more, but who holds them. */
   closeAll(): void {
+    this.#unused = true;
+    if (this.#holdCount === 0) this.#close();
+  }
+
+  #close(): void {
     for (const { device, readOnly } of this.opened) this.#options.resolver.close(device, readOnly);
   }
 }
@@ -188,6 +202,8 @@ class TableBuilder {
         readOnly,
         getDevice: (argument, wantsReadOnly = false) => this.#devices.get(argument, readOnly || wantsReadOnly),
         raiseEvent: () => this.#options.onEvent?.(),
+        hold: () => this.#devices.hold(),
+        release: () => this.#devices.release(),
         get services() {
           if (services === undefined)
             throw new Error(`${type.name}: this mapper was made without a reactor for targets`);
@@ -202,7 +218,7 @@ class TableBuilder {
   }
 
   finish(): Table {
-    return new Table(this.targets, this.#devices.opened, this.#options);
+    return new Table(this.targets, this.#devices, this.#options);
   }
 
   undo(): void {

@@ -4,9 +4,9 @@ import { DmError } from '../block/errors.ts';
 import { TargetError, type TargetSetup } from '../block/target.ts';
 
 /** Opens the device an argument names; a refusal becomes the target's own `text` with the errno of the look-up. */
-export function lookUpDevice(setup: TargetSetup, argument: string, text: string): BlockDevice {
+export function lookUpDevice(setup: TargetSetup, argument: string, text: string, readOnly?: boolean): BlockDevice {
   try {
-    return setup.getDevice(argument);
+    return setup.getDevice(argument, readOnly);
   } catch (error) {
     if (error instanceof DmError && error.errno !== 0) throw new TargetError(text, error.errno, { cause: error });
     throw error;
