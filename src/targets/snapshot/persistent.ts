@@ -1,0 +1,264 @@
+// The persistent store: exceptions that outlive the table, in the layout of layout.ts.
+import { Bio, REQ_FUA, REQ_OP_WRITE, REQ_PREFLUSH } from '../../block/bio.ts';
+import { type BlockDevice, submitBio } from '../../block/block-device.ts';
+import { Errno } from '../../block/errno.ts';
+import { SECTOR_SIZE } from '../../block/sector.ts';
+import type { TargetServices } from '../../block/target.ts';
+import { RangeRequest } from '../../block/zeroout.ts';
+import { areaChunk, nextDataChunk, Records, recordsPerArea, windowByteLength, writeHeader } from './layout.ts';
+import { type FoundStore, openStore } from './persistent-load.ts';
+import type { Committable, ExceptionStore, StoreUsage } from './store.ts';
+import { SyncIo } from './sync-io.ts';
+
+/**
+ * Of the area that is being filled, memory holds one window: the page with the first free record. A batch of exceptions is
+ * one write of that page, which flushes what was written before and is durable when it ends. While it is under way the
+ * window does not change: what is completed meanwhile waits, and makes the next batch.
+ */
+export class PersistentStore implements ExceptionStore {
+  readonly device: BlockDevice;
+  readonly overflowAware: boolean;
+  chunkSectorCount: number;
+  readonly #services: TargetServices;
+  readonly #lazy: boolean;
+  readonly #bio = new Bio();
+  #zeroing: RangeRequest | null = null;
+  #valid = true;
+  #perArea = 0;
+  #nextFree = 2;
+  /** The area that has free records, and how many of it are taken. */
+  #area = 0;
+  #recordCount = 0;
+  #window = new Records(new Uint8Array(0));
+  /** Chunks that were allocated and not heard of again. */
+  #inFlightCount = 0;
+  // Completed, and not in the window yet.
+  #head: Committable | null = null;
+  #tail: Committable | null = null;
+  /** In the window, and not known to be on the device. */
+  #batch: Committable[] = [];
+  // How many exceptions came for commit, and how many of these are durable.
+  #cameCount = 0;
+  #durableCount = 0;
+  /** The window, or what goes before it, is being written. */
+  #busy = false;
+  #stepIsQueued = false;
+  /** Who waits for the first `cameCount` exceptions to be durable: nothing else is waited for then. */
+  #flushes: { cameCount: number; done: (errno: number) => void }[] = [];
+  readonly #runStep = (): void => {
+    this.#stepIsQueued = false;
+    this.#step();
+  };
+
+  constructor(
+    device: BlockDevice,
+    chunkSectorCount: number,
+    options: { services: TargetServices; overflowAware: boolean; lazy: boolean },
+  ) {
+    this.device = device;
+    this.chunkSectorCount = chunkSectorCount;
+    this.#services = options.services;
+    this.overflowAware = options.overflowAware;
+    this.#lazy = options.lazy;
+  }
+
+  get word(): 'P' | 'PO' {
+    return this.overflowAware ? 'PO' : 'P';
+  }
+
+  load(add: (oldChunk: number, newChunk: number) => boolean): boolean {
+    const io = new SyncIo(this.device, this.#services);
+    try {
+      const found = openStore(io, this.device, this.chunkSectorCount, add);
+      this.#adopt(found);
+      return found.valid;
+    } finally {
+      io.close();
+    }
+  }
+
+  #adopt(found: FoundStore): void {
+    this.chunkSectorCount = found.chunkSectorCount;
+    this.#valid = found.valid;
+    this.#perArea = recordsPerArea(found.chunkSectorCount);
+    this.#area = found.area;
+    this.#recordCount = found.recordCount;
+    this.#nextFree = found.nextFree;
+    this.#window = new Records(found.window);
+  }
+
+  // Space
+
+  allocate(): number {
+    const chunk = this.#nextFree;
+    if (this.device.sectorCount < (chunk + 1) * this.chunkSectorCount) return -1;
+    this.#nextFree = nextDataChunk(chunk, this.#perArea);
+    this.#inFlightCount++;
+    return chunk;
+  }
+
+  abandon(newChunk: number): void {
+    this.#inFlightCount--;
+    // The last one can be given out again; another is lost until the store is loaded anew.
+    if (nextDataChunk(newChunk, this.#perArea) === this.#nextFree) this.#nextFree = newChunk;
+    this.#schedule();
+  }
+
+  usage(): StoreUsage {
+    return {
+      allocatedSectorCount: this.#nextFree * this.chunkSectorCount,
+      totalSectorCount: this.device.sectorCount,
+      metadataSectorCount: (this.#area + 2) * this.chunkSectorCount,
+    };
+  }
+
+  // Commits
+
+  commit(exception: Committable): void {
+    this.#inFlightCount--;
+    this.#cameCount++;
+    exception.nextToCommit = null;
+    if (this.#tail === null) this.#head = exception;
+    else this.#tail.nextToCommit = exception;
+    this.#tail = exception;
+    if (this.#isDue) this.#schedule();
+  }
+
+  /** Makes every exception durable that came for commit until now; calls back once, with 0, EIO or ENOSPC. */
+  flush(done: (errno: number) => void): void {
+    if (this.#durableCount === this.#cameCount) {
+      done(this.#valid ? 0 : Errno.EIO);
+      return;
+    }
+    this.#flushes.push({ cameCount: this.#cameCount, done });
+    this.#schedule();
+  }
+
+  hurry(): void {
+    if (this.#stepIsQueued) this.#step();
+  }
+
+  /** What arrives in one turn shares a commit; where somebody waits in a synchronous call there is no later turn. */
+  #schedule(): void {
+    if (this.#services.engines?.blocking) {
+      this.#step();
+    } else if (!this.#stepIsQueued) {
+      this.#stepIsQueued = true;
+      this.#services.reactor.wake(this.#runStep);
+    }
+  }
+
+  /** With lazy commit the window waits for more until it is full, or somebody asks. */
+  get #isDue(): boolean {
+    if (!this.#lazy || this.#flushes.length > 0 || !this.#valid) return true;
+    return this.#cameCount - this.#durableCount >= this.#window.count - (this.#recordCount % this.#window.count);
+  }
+
+  #step(): void {
+    if (this.#busy) return;
+    const due = this.#isDue;
+    this.#fillWindow();
+    if (this.#batch.length === 0) return;
+    const full = this.#recordCount % this.#window.count === 0;
+    // As long as more is on its way into a window that has room, it is worth waiting for.
+    const waits = this.#lazy ? !due : this.#inFlightCount > 0 && this.#flushes.length === 0;
+    if (this.#valid && !full && waits) return;
+    this.#busy = true;
+    if (!this.#valid) this.#finish(Errno.EIO);
+    else if (this.#recordCount === this.#perArea) this.#zeroNextArea();
+    else this.#writeWindow();
+  }
+
+  #fillWindow(): void {
+    while (this.#head !== null && !this.#windowIsFull) {
+      const exception = this.#head;
+      this.#head = exception.nextToCommit;
+      if (this.#head === null) this.#tail = null;
+      exception.nextToCommit = null;
+      this.#window.set(this.#recordCount % this.#window.count, exception.oldChunk, exception.newChunk);
+      this.#recordCount++;
+      this.#batch.push(exception);
+    }
+  }
+
+  get #windowIsFull(): boolean {
+    return this.#batch.length > 0 && this.#recordCount % this.#window.count === 0;
+  }
+
+  /** Rule 6: before the last record of an area is written, the next area must read as the end of the list. */
+  #zeroNextArea(): void {
+    this.#zeroing ??= new RangeRequest(this.#services.reactor);
+    const sector = areaChunk(this.#area + 1, this.#perArea) * this.chunkSectorCount;
+    this.#zeroing.zeroOut(this.device, sector, this.chunkSectorCount, {}, (errno) => {
+      if (errno === 0) this.#writeWindow();
+      else this.#finish(Errno.EIO);
+    });
+  }
+
+  /** Rule 5: flushes the data of the batch, then writes its records through to the medium. */
+  #writeWindow(): void {
+    const { bytes } = this.#window;
+    const windowSectorCount = bytes.byteLength / SECTOR_SIZE;
+    const window = Math.floor((this.#recordCount - 1) / this.#window.count);
+    const sector = areaChunk(this.#area, this.#perArea) * this.chunkSectorCount + window * windowSectorCount;
+    const bio = this.#bio;
+    bio.reset(REQ_OP_WRITE, REQ_PREFLUSH | REQ_FUA, this.device, sector, windowSectorCount);
+    bio.vecs = [{ page: bytes, offset: 0, byteLength: bytes.byteLength }];
+    bio.onEnd = () => this.#finish(bio.status);
+    submitBio(bio);
+  }
+
+  #finish(status: number): void {
+    this.#busy = false;
+    if (status === Errno.ENOSPC && this.#lazy) {
+      // These were acknowledged: they stay in the window, and the next flush tries again.
+      this.#tellFlushes(Errno.ENOSPC);
+      return;
+    }
+    const batch = this.#batch;
+    this.#batch = [];
+    this.#durableCount += batch.length;
+    if (status === 0) this.#turnThePage();
+    else if (status === Errno.ENOSPC) this.#takeBack(batch.length);
+    else this.#valid = false;
+    const errno = status === 0 || status === Errno.ENOSPC ? status : Errno.EIO;
+    for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);
+    this.#tellFlushes(errno);
+    this.#step();
+  }
+
+  #tellFlushes(errno: number): void {
+    while (this.#flushes.length > 0) {
+      if (errno === 0 && this.#flushes[0]!.cameCount > this.#durableCount) return;
+      this.#flushes.shift()!.done(errno);
+    }
+  }
+
+  /** No room below for the records: they never were. Their chunks are not given out again before the next load. */
+  #takeBack(count: number): void {
+    this.#recordCount -= count;
+    this.#window.clearFrom(this.#recordCount % this.#window.count);
+  }
+
+  /** A full window is done with; the next one, or the next area's first, is zeroes on the device. */
+  #turnThePage(): void {
+    if (this.#recordCount % this.#window.count !== 0) return;
+    this.#window.bytes.fill(0);
+    if (this.#recordCount < this.#perArea) return;
+    this.#area++;
+    this.#recordCount = 0;
+  }
+
+  invalidate(done: () => void): void {
+    this.#valid = false;
+    const bytes = new Uint8Array(windowByteLength(this.device, this.chunkSectorCount));
+    writeHeader(bytes, false, this.chunkSectorCount);
+    const bio = new Bio();
+    // Durable before anybody goes on: an origin that moves on must not find a valid store after a crash.
+    bio.reset(REQ_OP_WRITE, REQ_FUA, this.device, 0, bytes.byteLength / SECTOR_SIZE);
+    bio.vecs = [{ page: bytes, offset: 0, byteLength: bytes.byteLength }];
+    bio.onEnd = () => done();
+    submitBio(bio);
+    this.#schedule();
+  }
+}

@@ -1,0 +1,308 @@
+// What a snapshot knows and does, whichever table line has it at the moment: exceptions, complete and pending, and their
+// store. On a reload it passes from the old line to the new one as a whole.
+import { type Bio, REQ_FUA } from '../../block/bio.ts';
+import type { BlockDevice } from '../../block/block-device.ts';
+import { MAX_POOLED_OBJECT_COUNT } from '../../block/bounds.ts';
+import { Errno } from '../../block/errno.ts';
+import { SECTOR_SIZE } from '../../block/sector.ts';
+import type { TargetSetup } from '../../block/target.ts';
+import type { CopyRange } from './chunk-copy.ts';
+import { CopyBuffers } from './copy-buffers.ts';
+import { ExceptionTable } from './exception-table.ts';
+import { forward } from './forward.ts';
+import { PendingException, type PendingOwner } from './pending.ts';
+import { PersistentStore } from './persistent.ts';
+import type { ExceptionStore } from './store.ts';
+
+/** How much a snapshot did since its table was loaded. */
+export interface SnapshotCounters {
+  exceptionCount: number;
+  copiedSectorCount: number;
+}
+
+const pool: PendingException[] = [];
+
+export class SnapshotState implements PendingOwner {
+  readonly origin: BlockDevice;
+  readonly store: ExceptionStore;
+  readonly exceptions = new ExceptionTable();
+  valid = true;
+  /** No room for a write, on a store that lives on. */
+  overflowed = false;
+  /** The line that has it. */
+  setup: TargetSetup;
+  readonly counters: SnapshotCounters = { exceptionCount: 0, copiedSectorCount: 0 };
+  readonly #lazy: boolean;
+  readonly #pending = new Map<number, PendingException>();
+  // Pending exceptions that are not filled in their order of allocation yet.
+  #firstAllocated: PendingException | null = null;
+  #lastAllocated: PendingException | null = null;
+  #buffers: CopyBuffers | null = null;
+  /** Reads of the origin in flight, by chunk. */
+  readonly #reads = new Map<number, number>();
+  /** Exceptions that wait for such reads. */
+  readonly #waitingForReads = new Map<number, PendingException>();
+  /** Complete, and not in the store (lazy commit). */
+  readonly #notDurable = new Set<number>();
+  /** Who must not go on before the store is known to be invalid; null where that is not under way. */
+  #whenInvalidated: (() => void)[] | null = null;
+
+  constructor(origin: BlockDevice, store: ExceptionStore, setup: TargetSetup, lazy: boolean) {
+    this.origin = origin;
+    this.store = store;
+    this.setup = setup;
+    this.#lazy = lazy;
+  }
+
+  get chunkSectorCount(): number {
+    return this.store.chunkSectorCount;
+  }
+
+  get lazy(): boolean {
+    return this.#lazy;
+  }
+
+  get pendingCount(): number {
+    return this.#pending.size;
+  }
+
+  /** The store is being marked as invalid. */
+  get isInvalidating(): boolean {
+    return this.#whenInvalidated !== null;
+  }
+
+  /** Passes to another line, with what is under way. */
+  passTo(setup: TargetSetup): void {
+    if (this.#pending.size > 0) {
+      setup.hold();
+      this.setup.release();
+    }
+    this.setup = setup;
+  }
+
+  // Pending exceptions
+
+  findPending(chunk: number): PendingException | undefined {
+    return this.#pending.get(chunk);
+  }
+
+  /** @returns null where the store is full */
+  makePending(chunk: number): PendingException | null {
+    const newChunk = this.store.allocate();
+    if (newChunk < 0) return null;
+    const pending = pool.pop() ?? new PendingException();
+    pending.reset(this, chunk, newChunk);
+    if (this.#pending.size === 0) this.setup.hold();
+    this.#pending.set(chunk, pending);
+    if (this.#lastAllocated === null) this.#firstAllocated = pending;
+    else this.#lastAllocated.nextAllocated = pending;
+    this.#lastAllocated = pending;
+    return pending;
+  }
+
+  /** Calls back once, when the copy is complete, or the snapshot has given it up. */
+  waitForCopy(pending: PendingException, resume: () => void): void {
+    pending.originWaiters ??= [];
+    pending.originWaiters.push(resume);
+    if (this.setup.services.engines?.blocking) this.store.hurry();
+  }
+
+  /** Begins to fill the chunk; with `writer`'s data in its place, where there is one. */
+  start(pending: PendingException, writer: Bio | null): void {
+    pending.started = true;
+    pending.writer = writer;
+    this.#buffers ??= new CopyBuffers(this.chunkSectorCount * SECTOR_SIZE);
+    const range = this.#rangeOf(pending);
+    const writerStart = writer === null ? 0 : writer.sector - range.fromSector;
+    // A commit flushes the data first; where none follows at once, the write itself has to be durable.
+    const flags = writer !== null && (this.#lazy || !(this.store instanceof PersistentStore)) ? writer.flags : 0;
+    pending.copy.run(range, this.#buffers, writer, writerStart, flags, pending.onFilled);
+  }
+
+  /** The last chunk may reach past the origin's end: it is filled as far as the origin goes. */
+  #rangeOf(pending: PendingException): CopyRange {
+    const chunk = this.chunkSectorCount;
+    const fromSector = pending.oldChunk * chunk;
+    return {
+      from: this.origin,
+      fromSector,
+      to: this.store.device,
+      toSector: pending.newChunk * chunk,
+      sectorCount: Math.min(chunk, this.origin.sectorCount - fromSector),
+    };
+  }
+
+  chunkFilled(pending: PendingException, errno: number, writing: boolean): void {
+    pending.filled = true;
+    pending.errno = errno;
+    pending.failedWriting = writing;
+    this.counters.copiedSectorCount += pending.copy.copiedSectorCount;
+    // Records are in the order of allocation, so that what is ready early waits.
+    while (this.#firstAllocated?.filled) {
+      const first = this.#firstAllocated;
+      this.#firstAllocated = first.nextAllocated;
+      if (this.#firstAllocated === null) this.#lastAllocated = null;
+      this.#filledInOrder(first);
+    }
+  }
+
+  #filledInOrder(pending: PendingException): void {
+    if (pending.errno !== 0) {
+      // A write that found no room below is that write's failure. Nobody can do without a copy for the origin, and what
+      // else failed is the end of the snapshot.
+      const harmless = pending.failedWriting && pending.errno === Errno.ENOSPC && pending.originWaiters === null;
+      this.store.abandon(pending.newChunk);
+      if (!harmless) this.invalidate();
+      this.#fail(pending, harmless ? Errno.ENOSPC : Errno.EIO);
+    } else if (!this.valid) {
+      this.store.abandon(pending.newChunk);
+      this.#fail(pending, Errno.EIO);
+    } else if (this.#lazy && this.#mayBeLazy(pending)) {
+      this.#commitLazily(pending);
+    } else {
+      this.store.commit(pending);
+      if (this.#lazy) this.flushStore(() => {});
+    }
+  }
+
+  #mayBeLazy(pending: PendingException): boolean {
+    if (pending.originWaiters !== null || this.#reads.has(pending.oldChunk)) return false;
+    return pending.writer === null || (pending.writer.flags & REQ_FUA) === 0;
+  }
+
+  /** The exception counts at once; its record follows when somebody flushes, or enough of them are there. */
+  #commitLazily(pending: PendingException): void {
+    const { oldChunk, newChunk } = pending;
+    const committed = (errno: number): void => {
+      this.#notDurable.delete(oldChunk);
+      if (errno !== 0) this.invalidate();
+    };
+    this.#notDurable.add(oldChunk);
+    this.store.commit({ oldChunk, newChunk, nextToCommit: null, committed });
+    this.#complete(pending);
+  }
+
+  /** The chunk's exception is complete, but a crash may forget it: the origin must not be written yet. */
+  isNotDurable(chunk: number): boolean {
+    return this.#notDurable.has(chunk);
+  }
+
+  recordCommitted(pending: PendingException, errno: number): void {
+    if (errno !== 0) {
+      const harmless = errno === Errno.ENOSPC && pending.originWaiters === null && this.valid;
+      if (!harmless) this.invalidate();
+      this.#fail(pending, harmless ? errno : Errno.EIO);
+    } else if (!this.valid) {
+      this.#fail(pending, Errno.EIO);
+    } else if (this.#reads.has(pending.oldChunk)) {
+      // From the completion on, the origin may be written: not below a read that was sent there.
+      this.#waitingForReads.set(pending.oldChunk, pending);
+    } else {
+      this.#complete(pending);
+    }
+  }
+
+  #complete(pending: PendingException): void {
+    this.exceptions.add(pending.oldChunk, pending.newChunk);
+    this.counters.exceptionCount++;
+    this.#forget(pending);
+    pending.writer?.endIo(0);
+    for (let bio = pending.shift(); bio !== null; bio = pending.shift()) this.sendToNewChunk(bio, pending.newChunk);
+    this.#releaseOrigin(pending);
+    recycle(pending);
+  }
+
+  /** Sends a request that had to wait to where its chunk is now. */
+  sendToNewChunk(bio: Bio, newChunk: number): void {
+    const sector = newChunk * this.chunkSectorCount + (bio.sector % this.chunkSectorCount);
+    const durably = this.#lazy && (bio.flags & REQ_FUA) !== 0;
+    forward(bio, this.store.device, sector, durably ? this.#flushAndEnd : null);
+  }
+
+  /** Durable data is worth nothing without its record. */
+  readonly #flushAndEnd = (bio: Bio): void => {
+    this.flushStore((errno) => (errno === 0 ? bio.endIo(0) : bio.fail(errno, this.store.device)));
+  };
+
+  #fail(pending: PendingException, errno: number): void {
+    this.#forget(pending);
+    const { device } = this.store;
+    const sector = pending.newChunk * this.chunkSectorCount;
+    if (pending.writer !== null) failBio(pending.writer, errno, device, sector);
+    for (let bio = pending.shift(); bio !== null; bio = pending.shift()) failBio(bio, errno, device, sector);
+    this.#releaseOrigin(pending);
+    recycle(pending);
+  }
+
+  #forget(pending: PendingException): void {
+    this.#pending.delete(pending.oldChunk);
+    if (this.#pending.size === 0) this.setup.release();
+  }
+
+  #releaseOrigin(pending: PendingException): void {
+    const waiters = pending.originWaiters;
+    pending.originWaiters = null;
+    if (waiters === null) return;
+    for (const resume of waiters) this.afterInvalidation(resume);
+  }
+
+  // Reads of the origin
+
+  readStarted(chunk: number): void {
+    this.#reads.set(chunk, (this.#reads.get(chunk) ?? 0) + 1);
+  }
+
+  readEnded(chunk: number): void {
+    const count = this.#reads.get(chunk)! - 1;
+    if (count > 0) {
+      this.#reads.set(chunk, count);
+      return;
+    }
+    this.#reads.delete(chunk);
+    const pending = this.#waitingForReads.get(chunk);
+    if (pending === undefined) return;
+    this.#waitingForReads.delete(chunk);
+    this.recordCommitted(pending, 0);
+  }
+
+  // Failure
+
+  /** Ends the snapshot for good: its contents can't be kept right any more. The origin goes on. */
+  invalidate(): void {
+    if (!this.valid) return;
+    this.valid = false;
+    this.#whenInvalidated = [];
+    this.setup.hold();
+    this.setup.raiseEvent();
+    this.store.invalidate(() => {
+      const waiting = this.#whenInvalidated!;
+      this.#whenInvalidated = null;
+      for (const resume of waiting) resume();
+      this.setup.release();
+    });
+  }
+
+  /** Calls back when the store says that it is invalid, if it is about to; at once where it is not. */
+  afterInvalidation(resume: () => void): void {
+    if (this.#whenInvalidated === null) resume();
+    else this.#whenInvalidated.push(resume);
+  }
+
+  /** Makes every exception that counts durable (lazy commit). */
+  flushStore(done: (errno: number) => void): void {
+    if (this.store instanceof PersistentStore) this.store.flush(done);
+    else done(0);
+  }
+}
+
+function recycle(pending: PendingException): void {
+  pending.writer = null;
+  if (pool.length < MAX_POOLED_OBJECT_COUNT) pool.push(pending);
+}
+
+function failBio(bio: Bio, errno: number, device: BlockDevice, deviceSector: number): void {
+  bio.errorSector = bio.sector;
+  bio.errorDevice = device;
+  bio.errorDeviceSector = deviceSector;
+  bio.endIo(errno);
+}

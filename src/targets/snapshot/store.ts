@@ -1,0 +1,62 @@
+// What a snapshot needs of the place where its exceptions are kept, whatever that place is.
+import type { BlockDevice } from '../../block/block-device.ts';
+
+/** An exception on its way into the store. */
+export interface Committable {
+  readonly oldChunk: number;
+  readonly newChunk: number;
+  /** For the store's queue. */
+  nextToCommit: Committable | null;
+  /**
+   * Told once, when the exception is as durable as the store makes it (0), or can't be: EIO, and the store is invalid;
+   * ENOSPC, and it is as it was.
+   */
+  committed(errno: number): void;
+}
+
+export interface StoreUsage {
+  allocatedSectorCount: number;
+  totalSectorCount: number;
+  metadataSectorCount: number;
+}
+
+export interface ExceptionStore {
+  /** As a table prints it. */
+  readonly word: 'P' | 'PO' | 'N';
+  readonly device: BlockDevice;
+  /** 0 as long as nothing says. */
+  chunkSectorCount: number;
+  /** A write that finds no room leaves the snapshot readable. */
+  readonly overflowAware: boolean;
+
+  /**
+   * Reads what there is, or makes a new store. Ends before it returns.
+   *
+   * @param add takes an exception; false where its old chunk has one already
+   * @returns false where the store says that it is invalid
+   * @throws StoreError
+   */
+  load(add: (oldChunk: number, newChunk: number) => boolean): boolean;
+  /** A free chunk, which is the caller's until commit or abandon; -1 where there is none. */
+  allocate(): number;
+  /** The data of an allocated chunk is in place. To be called in the order of the allocations. */
+  commit(exception: Committable): void;
+  /** An allocated chunk will not be used. */
+  abandon(newChunk: number): void;
+  /** Somebody waits in a synchronous call: goes on with what was put off to a later turn. */
+  hurry(): void;
+  /** Marks the store as invalid, for ever where it is persistent; calls back once, when that is durable or has failed. */
+  invalidate(done: () => void): void;
+  usage(): StoreUsage;
+}
+
+/** Why a store can't be opened. */
+export class StoreError extends Error {
+  readonly errno: number;
+
+  constructor(errno: number, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = 'StoreError';
+    this.errno = errno;
+  }
+}

@@ -1,0 +1,52 @@
+// A store that keeps nothing but data: chunk after chunk from 0 on, and the exceptions in memory alone, where they are gone
+// with the table. Nothing is written for an exception (drivers/md/dm-snap-transient.c).
+import type { BlockDevice } from '../../block/block-device.ts';
+import { Errno } from '../../block/errno.ts';
+import { type Committable, type ExceptionStore, StoreError, type StoreUsage } from './store.ts';
+
+export class TransientStore implements ExceptionStore {
+  readonly word = 'N';
+  readonly device: BlockDevice;
+  readonly overflowAware = false;
+  chunkSectorCount: number;
+  #nextFree = 0;
+  #valid = true;
+
+  constructor(device: BlockDevice, chunkSectorCount: number) {
+    this.device = device;
+    this.chunkSectorCount = chunkSectorCount;
+  }
+
+  load(): boolean {
+    if (this.chunkSectorCount === 0) throw new StoreError(Errno.EINVAL, 'Chunk size not set');
+    return true;
+  }
+
+  allocate(): number {
+    if (this.device.sectorCount < (this.#nextFree + 1) * this.chunkSectorCount) return -1;
+    return this.#nextFree++;
+  }
+
+  commit(exception: Committable): void {
+    exception.committed(this.#valid ? 0 : Errno.EIO);
+  }
+
+  abandon(newChunk: number): void {
+    if (newChunk === this.#nextFree - 1) this.#nextFree--;
+  }
+
+  hurry(): void {}
+
+  invalidate(done: () => void): void {
+    this.#valid = false;
+    done();
+  }
+
+  usage(): StoreUsage {
+    return {
+      allocatedSectorCount: this.#nextFree * this.chunkSectorCount,
+      totalSectorCount: this.device.sectorCount,
+      metadataSectorCount: 0,
+    };
+  }
+}
