@@ -1,10 +1,10 @@
 // What goes wrong with rings: processes and workers that can't end, sleepers nobody wakes, memory that goes away under the
 // kernel. Each in a process of its own, with reads in flight that would hang for ever.
-import { execFileSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, TestRunner } from 'vitest';
 import { run, start } from '../support/process.ts';
 import { tempDir } from '../support/tmp.ts';
 import { ENGINES } from './harness.ts';
@@ -52,5 +52,27 @@ describe.runIf(ENGINES.includes('ring') && existsSync(dist))('with reads in flig
     expect(result.stderr).toBe('');
     expect(result.stdout).toMatch(/fs\.promises work\nread beside a busy pool in \d+ ms/);
     expect(result.code).toBe(0);
+  });
+});
+
+describe.runIf(existsSync(dist))('where a seccomp filter refuses io_uring', () => {
+  it.each([
+    ['EPERM', 1, 'io_uring is not permitted here'],
+    ['ENOSYS', 38, 'this kernel has no io_uring'],
+  ])('with %s, direct calls and threads serve', async (_name, errno, reason) => {
+    const filter = fileURLToPath(new URL('ring-children/without-ring.py', import.meta.url));
+    const probe = spawnSync('python3', [filter, String(errno), 'true'], { encoding: 'utf8' });
+    if (probe.status !== 0) {
+      const why = `no python3 that can set a seccomp filter: ${probe.error?.message ?? probe.stderr}`;
+      console.warn(why);
+      TestRunner.getCurrentTest()?.context.skip(why);
+    }
+    const image = join(tempDir('ring'), 'image');
+    writeFileSync(image, Buffer.alloc(1 << 20));
+    const args = [filter, String(errno), process.execPath, child('fallback'), image];
+    const result = await run('python3', args, { timeoutSeconds: 20, env: { ...env, DMKIT_ENGINE: 'auto' } });
+    expect(result.stderr).toBe('');
+    expect(result.stdout).toMatch(/^cached direct 0 0\ndirect I\/O direct 0 0\n/);
+    expect(result.stdout).toContain(reason);
   });
 });
