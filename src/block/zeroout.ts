@@ -4,6 +4,7 @@
 import {
   Bio,
   type BioVec,
+  REQ_NOFALLBACK,
   REQ_NOUNMAP,
   REQ_OP_DISCARD,
   REQ_OP_FLUSH,
@@ -82,7 +83,7 @@ export class RangeRequest {
     this.#noFallback = options.noFallback ?? false;
     const hasWriteZeroes = device.limits.maxWriteZeroesSectorCount > 0;
     this.#op = hasWriteZeroes || this.#noFallback ? REQ_OP_WRITE_ZEROES : REQ_OP_WRITE;
-    this.#flags = options.noUnmap ? REQ_NOUNMAP : 0;
+    this.#flags = (options.noUnmap ? REQ_NOUNMAP : 0) | (this.#noFallback ? REQ_NOFALLBACK : 0);
     this.#start(device, sector, sectorCount, options.fua ?? false, onEnd);
   }
 

@@ -72,10 +72,10 @@ describe('a client and our server', () => {
   it('learns what the server knows', () => {
     expect(withServer(new MemoryDevice('disk', 128)).client.details).toEqual({
       byteLength: 65536,
-      transmissionFlags: 0x16d,
+      transmissionFlags: 0xd6d,
       name: 'disk',
       description: 'a disk',
-      blockSizes: { minimum: 512, preferred: 4096, maximumPayload: 64 << 20 },
+      blockSizes: { minimum: 1, preferred: 4096, maximumPayload: 64 << 20 },
     });
   });
 

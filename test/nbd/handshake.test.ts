@@ -5,6 +5,7 @@ import { encodeGoRequest } from '../../src/nbd/protocol/info.ts';
 import { option, request, Session, u32 } from './support.ts';
 
 const [EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, SET_META_CONTEXT] = [1, 2, 3, 5, 6, 7, 8, 10];
+const EXTENDED_HEADERS = 11;
 const [ACK, SERVER, REP_INFO] = [1, 2, 3];
 const [UNSUP, INVALID, UNKNOWN, SHUTDOWN, TOO_BIG] = [0x80000001, 0x80000003, 0x80000006, 0x80000007, 0x80000009];
 
@@ -22,10 +23,10 @@ describe('options', () => {
     const session = greeted().send(option(GO, encodeGoRequest('', [1, 2, 3, 99])));
     const export_ = session.takeOptionReply();
     expect(export_).toMatchObject({ option: GO, type: REP_INFO });
-    expect(export_.data.toString('hex')).toBe('0000' + '0000000000800000' + '016d');
+    expect(export_.data.toString('hex')).toBe('0000' + '0000000000800000' + '0d6d');
     expect(session.takeOptionReply().data.toString()).toBe('\0\u0001disk');
     expect(session.takeOptionReply().data.toString()).toBe('\0\u0002a disk');
-    expect(session.takeOptionReply().data.toString('hex')).toBe('0003' + '00000200' + '00001000' + '04000000');
+    expect(session.takeOptionReply().data.toString('hex')).toBe('0003' + '00000001' + '00001000' + '04000000');
     expect(session.takeOptionReply()).toMatchObject({ option: GO, type: ACK });
     session.send(request({ type: 3, cookie: 5 }));
     expect(session.takeReply()).toEqual({ error: 0, cookie: 5 });
@@ -46,8 +47,8 @@ describe('options', () => {
   });
 
   it.each([
-    ['a read-only export', { readOnly: true }, memory(), 0x010f],
-    ['no discard', {}, new MemoryDevice('disk', 8, { limits: { maxDiscardSectorCount: 0 } }), 0x014d],
+    ['a read-only export', { readOnly: true }, memory(), 0x050f],
+    ['no discard', {}, new MemoryDevice('disk', 8, { limits: { maxDiscardSectorCount: 0 } }), 0x0d4d],
   ])('has the transmission flags of %s', (_name, options, device, flags) => {
     const session = greeted(options, device).send(option(GO, encodeGoRequest('', [])));
     expect(session.takeOptionReply().data.readUInt16BE(10)).toBe(flags);
@@ -68,7 +69,7 @@ describe('options', () => {
     const session = new Session(memory());
     session.take(18);
     session.send(u32(padding === 0 ? 3 : 1), option(EXPORT_NAME, name('disk')));
-    expect(session.take(10).toString('hex')).toBe('0000000000800000' + '016d');
+    expect(session.take(10).toString('hex')).toBe('0000000000800000' + '0d6d');
     expect(session.take(padding).every((byte) => byte === 0)).toBe(true);
     session.send(request({ type: 3 }));
     expect(session.takeReply().error).toBe(0);
@@ -77,8 +78,10 @@ describe('options', () => {
   it.each([
     ['an unknown option', option(4711, name('whatever')), UNSUP],
     ['STARTTLS without TLS', option(STARTTLS), UNSUP],
-    ['STRUCTURED_REPLY', option(STRUCTURED_REPLY), UNSUP],
-    ['SET_META_CONTEXT', option(SET_META_CONTEXT, new Uint8Array(12)), UNSUP],
+    ['STRUCTURED_REPLY', option(STRUCTURED_REPLY), ACK],
+    ['STRUCTURED_REPLY with data', option(STRUCTURED_REPLY, name('x')), INVALID],
+    ['extended headers that are not allowed', option(EXTENDED_HEADERS), UNSUP],
+    ['SET_META_CONTEXT before STRUCTURED_REPLY', option(SET_META_CONTEXT, new Uint8Array(12)), INVALID],
     ['LIST with data', option(LIST, name('x')), INVALID],
     ['GO for nothing there', option(GO, encodeGoRequest('other', [])), UNKNOWN],
     ['GO without data', option(GO), INVALID],

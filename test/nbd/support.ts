@@ -6,6 +6,7 @@ import { defaultLimits, type QueueLimits } from '../../src/block/limits.ts';
 import type { Reactor, Timer, Transport, TransportHandler } from '../../src/block/reactor.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { encodeGoRequest } from '../../src/nbd/protocol/info.ts';
+import { encodeMetaContextRequest } from '../../src/nbd/protocol/meta-context.ts';
 import { encodeOptionHeader } from '../../src/nbd/protocol/wire.ts';
 import { NbdServer, type NbdServerOptions } from '../../src/nbd/server/server.ts';
 
@@ -240,9 +241,23 @@ class RawClient {
 
   /** Greeting, flags and GO for the default export, and everything they bring. */
   go(name = ''): this {
-    this.send(u32(3), option(7, encodeGoRequest(name, [])));
+    this.send(u32(3));
+    return this.goOn(name);
+  }
+
+  /** GO, after options that came before. */
+  goOn(name = ''): this {
+    this.send(option(7, encodeGoRequest(name, [])));
     this.take(this.receivedByteLength);
     return this;
+  }
+
+  takeChunk(): Chunk {
+    const header = this.take(20);
+    if (header.readUInt32BE(0) !== 0x668e33ef) throw new Error('no chunk');
+    const payload = this.take(header.readUInt32BE(16));
+    const isDone = (header.readUInt16BE(4) & 1) !== 0;
+    return { type: header.readUInt16BE(6), isDone, cookie: Number(header.readBigUInt64BE(8)), payload };
   }
 
   takeReply(): { error: number; cookie: number } {
@@ -335,4 +350,23 @@ export function pattern(byteLength: number, seed = 1): Uint8Array {
   const bytes = new Uint8Array(byteLength);
   for (let i = 0; i < byteLength; i++) bytes[i] = (i * 31 + (i >> 8) * 17 + seed * 101) & 0xff;
   return bytes;
+}
+
+/** A chunk of a structured reply, and what is in it. */
+export interface Chunk {
+  type: number;
+  isDone: boolean;
+  cookie: number;
+  payload: Buffer;
+}
+
+/** The data of SET_META_CONTEXT and LIST_META_CONTEXT. */
+export function contexts(exportName: string, ...queries: string[]): Uint8Array {
+  return encodeMetaContextRequest({ exportName, queries });
+}
+
+/** Negotiates structured replies, and base:allocation with it, then enters the export. */
+export function goStructured<Client extends RawClient>(client: Client, exportName = ''): Client {
+  client.send(u32(3), option(8), option(10, contexts(exportName, 'base:allocation')));
+  return client.goOn(exportName);
 }

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { REQ_FUA, REQ_OP_FLUSH, REQ_OP_WRITE, REQ_OP_WRITE_ZEROES } from '../../src/block/bio.ts';
 import { Errno } from '../../src/block/errno.ts';
+import { defaultLimits } from '../../src/block/limits.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { runs } from '../support/seed.ts';
 import { HeldDevice, option, pattern, type RequestFields, request, Session, u32 } from './support.ts';
@@ -36,8 +37,10 @@ describe('errors of requests', () => {
     ['a read at the last byte there is', { type: READ, offset: 2n ** 64n - 512n, length: 512 }, Errno.EINVAL],
     ['a read at 2^64 - 1', { type: READ, offset: 2n ** 64n - 1n, length: 1 }, Errno.EINVAL],
     ['a read of 4 GiB', { type: READ, length: 0xffffffff }, Errno.EINVAL],
-    ['a read off a sector', { type: READ, offset: 1, length: 512 }, Errno.EINVAL],
-    ['a read of half a sector', { type: READ, length: 256 }, Errno.EINVAL],
+    ['a read off a sector', { type: READ, offset: 1, length: 512 }, 0],
+    ['a read of half a sector', { type: READ, length: 256 }, 0],
+    ['a read of the last byte', { type: READ, offset: SIZE - 1, length: 1 }, 0],
+    ['a read of a byte past the end', { type: READ, offset: SIZE - 1, length: 2 }, Errno.EINVAL],
     ['a read of nothing', { type: READ }, 0],
     ['a read of nothing at the end', { type: READ, offset: SIZE }, 0],
     ['a read of nothing past the end', { type: READ, offset: SIZE + 512 }, Errno.EINVAL],
@@ -47,7 +50,8 @@ describe('errors of requests', () => {
     ['a write with FUA', { type: WRITE, flags: 1, data: data512 }, 0],
     ['a write of nothing', { type: WRITE }, 0],
     ['a write past the end', { type: WRITE, offset: SIZE, data: data512 }, Errno.ENOSPC],
-    ['a write off a sector', { type: WRITE, offset: 100, data: data512 }, Errno.EINVAL],
+    ['a write off a sector', { type: WRITE, offset: 100, data: data512 }, 0],
+    ['a write of a byte past the end', { type: WRITE, offset: SIZE - 511, data: data512 }, Errno.ENOSPC],
     ['a write with an unknown flag', { type: WRITE, flags: 0x8000, data: data512 }, Errno.EINVAL],
     ['a flush', { type: FLUSH }, 0],
     ['a flush with FUA, offset and length', { type: FLUSH, flags: 1, offset: 512, length: 512 }, 0],
@@ -59,8 +63,12 @@ describe('errors of requests', () => {
     ['write-zeroes', { type: ZEROES, length: SIZE }, 0],
     ['write-zeroes with FUA and NO_HOLE', { type: ZEROES, flags: 3, length: 65536 }, 0],
     ['write-zeroes past the end', { type: ZEROES, offset: 512, length: 0xfffffe00 }, Errno.ENOSPC],
-    ['write-zeroes with FAST_ZERO, not offered', { type: ZEROES, flags: 16, length: 512 }, Errno.EINVAL],
-    ['CACHE, not offered', { type: CACHE, length: 512 }, Errno.EINVAL],
+    ['write-zeroes with FAST_ZERO', { type: ZEROES, flags: 16, length: 512 }, 0],
+    ['write-zeroes of half a sector with FAST_ZERO', { type: ZEROES, flags: 16, length: 256 }, Errno.EOPNOTSUPP],
+    ['write-zeroes with DF', { type: ZEROES, flags: 4, length: 512 }, Errno.EINVAL],
+    ['CACHE', { type: CACHE, offset: 3, length: 4 * MIB }, 0],
+    ['CACHE past the end', { type: CACHE, offset: SIZE, length: 1 }, Errno.EINVAL],
+    ['CACHE with NO_HOLE', { type: CACHE, flags: 2, length: 512 }, Errno.EINVAL],
     ['BLOCK_STATUS, not negotiated', { type: STATUS, length: 512 }, Errno.EINVAL],
     ['an unknown command', { type: 4711, length: 512 }, Errno.EINVAL],
   ];
@@ -78,12 +86,6 @@ describe('errors of requests', () => {
   it('refuses trims that were not offered', () => {
     const device = new MemoryDevice('disk', 8, { limits: { maxDiscardSectorCount: 0 } });
     expect(errorOf({ type: TRIM, length: 512 }, {}, device)).toBe(Errno.EINVAL);
-  });
-
-  it('wants whole logical blocks', () => {
-    const device = new MemoryDevice('disk', 64, { limits: { logicalBlockSize: 4096 } });
-    expect(errorOf({ type: READ, offset: 512, length: 4096 }, {}, device)).toBe(Errno.EINVAL);
-    expect(errorOf({ type: READ, offset: 4096, length: 4096 }, {}, device)).toBe(0);
   });
 
   it.each([
@@ -113,12 +115,36 @@ describe('errors of requests', () => {
     expect(session.isClosed).toBe(true);
   });
 
-  it('answers a request on a device that has shrunk', () => {
+  it.each([
+    ['has shrunk', { sectorCount: 8 }],
+    ['has other blocks now', { limits: { ...defaultLimits(), logicalBlockSize: 4096 } }],
+  ])('says ESHUTDOWN and goodbye on a device that %s', (_name, change) => {
+    const device = new HeldDevice(64);
+    const session = new Session(device).go().send(request({ type: READ, cookie: 1, length: 512 }));
+    Object.assign(device, change);
+    session.send(request({ type: READ, cookie: 2, length: 512 }), request({ type: READ, cookie: 3, length: 512 }));
+    expect(session.takeReply()).toEqual({ error: Errno.ESHUTDOWN, cookie: 2 });
+    expect(session.isClosed).toBe(false);
+    device.finish(0);
+    session.reactor.turn();
+    expect(session.takeReply()).toEqual({ error: 0, cookie: 1 });
+    expect(session.take(512)).toHaveLength(512);
+    expect(session.receivedByteLength).toBe(0);
+    expect(session.isClosed).toBe(true);
+    expect(session.errors).toEqual([]);
+  });
+
+  it('shows a device that has grown to those who connect after that', () => {
     const device = new HeldDevice(64);
     const session = new Session(device).go();
-    device.sectorCount = 8;
-    session.send(request({ type: READ, offset: 4096, length: 512 }));
+    device.sectorCount = 128;
+    session.send(request({ type: READ, offset: 64 * 512, length: 512 }));
     expect(session.takeReply().error).toBe(Errno.EINVAL);
+    session
+      .connectAnother()
+      .go()
+      .send(request({ type: READ, offset: 64 * 512, length: 512 }));
+    expect(device.bios).toHaveLength(1);
   });
 
   it('knows sectors beyond 2^53 bytes', () => {

@@ -78,12 +78,39 @@ export const TRANSMISSION_SEND_DF = 1 << 7;
 export const TRANSMISSION_CAN_MULTI_CONN = 1 << 8;
 export const TRANSMISSION_SEND_CACHE = 1 << 10;
 export const TRANSMISSION_SEND_FAST_ZERO = 1 << 11;
+export const TRANSMISSION_BLOCK_STATUS_PAYLOAD = 1 << 12;
 
 // "Request message" and "Simple reply message".
 export const REQUEST_MAGIC = 0x25609513;
 export const SIMPLE_REPLY_MAGIC = 0x67446698;
 export const REQUEST_BYTE_LENGTH = 28;
 export const SIMPLE_REPLY_BYTE_LENGTH = 16;
+
+// "Structured reply chunk message".
+export const CHUNK_MAGIC = 0x668e33ef;
+export const CHUNK_BYTE_LENGTH = 20;
+export const CHUNK_FLAG_DONE = 1 << 0;
+export const CHUNK_NONE = 0;
+export const CHUNK_OFFSET_DATA = 1;
+export const CHUNK_OFFSET_HOLE = 2;
+export const CHUNK_BLOCK_STATUS = 5;
+export const CHUNK_BLOCK_STATUS_EXT = 6;
+/** Set in every chunk type that is an error. */
+export const CHUNK_ERROR_BIT = 0x8000;
+export const CHUNK_ERROR = 0x8001;
+export const CHUNK_ERROR_OFFSET = 0x8002;
+
+// "Extended headers" (the extension of that name).
+export const EXTENDED_REQUEST_MAGIC = 0x21e41c71;
+export const EXTENDED_REPLY_MAGIC = 0x6e8a278c;
+export const EXTENDED_REQUEST_BYTE_LENGTH = 32;
+export const EXTENDED_REPLY_BYTE_LENGTH = 32;
+
+// "Metadata querying".
+export const BASE_NAMESPACE = 'base:';
+export const BASE_ALLOCATION = 'base:allocation';
+/** "Metadata querying": extents in one reply at most. */
+export const MAX_STATUS_EXTENT_COUNT = 1 << 20;
 
 // "Request types".
 export const CMD_READ = 0;
@@ -101,6 +128,8 @@ export const CMD_FLAG_NO_HOLE = 1 << 1;
 export const CMD_FLAG_DF = 1 << 2;
 export const CMD_FLAG_REQ_ONE = 1 << 3;
 export const CMD_FLAG_FAST_ZERO = 1 << 4;
+/** Extended headers: the length is that of the data that follows. */
+export const CMD_FLAG_PAYLOAD_LEN = 1 << 5;
 
 /** "Block size constraints": a payload that a side takes when nothing was said about block sizes. */
 export const DEFAULT_MAX_PAYLOAD_BYTE_LENGTH = 32 * 1024 * 1024;

@@ -2,6 +2,9 @@
 // request. 64-bit numbers are read and written as two halves; as a Number they are exact up to 2^53 and, for multiples
 // of 512, up to 2^62.
 import {
+  CHUNK_MAGIC,
+  EXTENDED_REPLY_MAGIC,
+  EXTENDED_REQUEST_MAGIC,
   OPTION_MAGIC_HIGH,
   OPTION_MAGIC_LOW,
   OPTION_REPLY_MAGIC_HIGH,
@@ -55,6 +58,30 @@ export function decodeRequest(view: DataView, offset: number, header: RequestHea
   return true;
 }
 
+/**
+ * Reads the 32 bytes at `offset` into `header` ("Extended headers"). A length above 2^53 is the nearest Number.
+ *
+ * @returns false when the magic is wrong; the header is then unchanged
+ */
+export function decodeExtendedRequest(view: DataView, offset: number, header: RequestHeader): boolean {
+  if (view.getUint32(offset) !== EXTENDED_REQUEST_MAGIC) return false;
+  header.flags = view.getUint16(offset + 4);
+  header.type = view.getUint16(offset + 6);
+  header.cookieHigh = view.getUint32(offset + 8);
+  header.cookieLow = view.getUint32(offset + 12);
+  header.offsetHigh = view.getUint32(offset + 16);
+  header.offsetLow = view.getUint32(offset + 20);
+  header.byteLength = getUint64(view, offset + 24);
+  return true;
+}
+
+/** Writes `header` as 32 bytes at `offset` ("Extended headers"). */
+export function encodeExtendedRequest(view: DataView, offset: number, header: RequestHeader): void {
+  encodeRequest(view, offset, header);
+  view.setUint32(offset, EXTENDED_REQUEST_MAGIC);
+  setUint64(view, offset + 24, header.byteLength);
+}
+
 /** Writes `header` as 28 bytes at `offset`. */
 export function encodeRequest(view: DataView, offset: number, header: RequestHeader): void {
   view.setUint32(offset, REQUEST_MAGIC);
@@ -79,6 +106,38 @@ export function encodeSimpleReply(
   view.setUint32(offset + 4, error);
   view.setUint32(offset + 8, cookieHigh);
   view.setUint32(offset + 12, cookieLow);
+}
+
+/** What stands before the payload of a chunk, in either kind of header. */
+export interface ChunkHeader {
+  flags: number;
+  type: number;
+  cookieHigh: number;
+  cookieLow: number;
+  /** The request's; extended headers alone have it. */
+  offsetHigh: number;
+  offsetLow: number;
+  /** Of the payload. */
+  byteLength: number;
+}
+
+/** Writes the 20 bytes before a chunk's payload ("Structured reply chunk message"). */
+export function encodeChunk(view: DataView, offset: number, header: ChunkHeader): void {
+  view.setUint32(offset, CHUNK_MAGIC);
+  view.setUint16(offset + 4, header.flags);
+  view.setUint16(offset + 6, header.type);
+  view.setUint32(offset + 8, header.cookieHigh);
+  view.setUint32(offset + 12, header.cookieLow);
+  view.setUint32(offset + 16, header.byteLength);
+}
+
+/** Writes the 32 bytes before a chunk's payload ("Extended headers"). */
+export function encodeExtendedChunk(view: DataView, offset: number, header: ChunkHeader): void {
+  encodeChunk(view, offset, header);
+  view.setUint32(offset, EXTENDED_REPLY_MAGIC);
+  view.setUint32(offset + 16, header.offsetHigh);
+  view.setUint32(offset + 20, header.offsetLow);
+  setUint64(view, offset + 24, header.byteLength);
 }
 
 /** Writes the 16 bytes before an option's data ("Fixed newstyle negotiation"). */

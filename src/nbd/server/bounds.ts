@@ -45,6 +45,37 @@ export const ARENA_BYTE_LENGTH = 264 * 1024;
 /** Replies are handed to the socket at least this often within one turn, so that the client works while we do. */
 export const MAX_BATCH_BYTE_LENGTH = 256 * 1024;
 
+/**
+ * A piece of a long WRITE: given to the device when it is there, so that 64 MiB of data need a few of these. Of a length
+ * at which a piece more costs nothing.
+ */
+export const SEGMENT_BYTE_LENGTH = 1024 * 1024;
+
+/** Pieces of one WRITE that the device has. One more arrives meanwhile. */
+export const MAX_SEGMENT_COUNT = 4;
+
+/**
+ * Received memory is used where it is from this length on; less is copied, since it may hold up a buffer many times its
+ * size, and a list of many small pieces costs more than the copy.
+ */
+export const MIN_PIECE_BYTE_LENGTH = 8192;
+
+/** What CACHE reads at once, and what it reads at the most: the client's wish is none to fill the memory. */
+export const CACHE_PIECE_BYTE_LENGTH = 256 * 1024;
+export const MAX_CACHE_BYTE_LENGTH = 64 * 1024 * 1024;
+
+/** Extents in one answer of BLOCK_STATUS: 32 KiB (64 with extended headers), well below the protocol's 2^20 extents. */
+export const MAX_EXTENT_COUNT = 4096;
+
+/** Questions to the device for one BLOCK_STATUS: neighbours that are alike count as one extent, but each is a question. */
+export const MAX_EXTENT_QUERY_COUNT = 65_536;
+
+/** Questions before everybody else gets a turn. */
+export const MAX_TURN_EXTENT_QUERY_COUNT = 1024;
+
+/** A READ from this length on is answered by a hole without reading, where the device knows at once that it is one. */
+export const MIN_HOLE_BYTE_LENGTH = 64 * 1024;
+
 /** Data moved for one connection before others (and timers) get their turn. */
 export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;
 

@@ -5,6 +5,7 @@ import { MalformedError } from '../protocol/info.ts';
 import type { MemoryAccount } from './buffer-pool.ts';
 import type { ExportTable, NbdExport } from './exports.ts';
 import { Handshake } from './handshake.ts';
+import type { Negotiation } from './negotiation.ts';
 import { Transmission } from './transmission.ts';
 
 /** What a connection knows of its server. */
@@ -13,6 +14,7 @@ export interface ConnectionHost {
   readonly exports: ExportTable;
   readonly handshakeTimeoutMilliseconds: number;
   readonly maxConnectionRequestCount: number;
+  readonly allowsExtendedHeaders: boolean;
   /** The server takes no more work: options and requests are answered with that. */
   readonly isShuttingDown: boolean;
   newAccount(): MemoryAccount;
@@ -171,10 +173,10 @@ export class Connection implements TransportHandler {
   }
 
   /** The handshake succeeded: requests on `entry` follow. */
-  enterTransmission(entry: NbdExport): void {
+  enterTransmission(entry: NbdExport, negotiation: Negotiation): void {
     this.#stopTimer();
     this.entry = entry;
-    this.#phase = new Transmission(this, entry);
+    this.#phase = new Transmission(this, entry, negotiation);
   }
 
   /** Reads nothing more, answers what is on its way, then closes. */

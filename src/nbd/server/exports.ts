@@ -5,6 +5,9 @@ import {
   TRANSMISSION_CAN_MULTI_CONN,
   TRANSMISSION_HAS_FLAGS,
   TRANSMISSION_READ_ONLY,
+  TRANSMISSION_SEND_CACHE,
+  TRANSMISSION_SEND_DF,
+  TRANSMISSION_SEND_FAST_ZERO,
   TRANSMISSION_SEND_FLUSH,
   TRANSMISSION_SEND_FUA,
   TRANSMISSION_SEND_TRIM,
@@ -12,6 +15,7 @@ import {
 } from '../protocol/constants.ts';
 import { type BlockSizes, type ExportInfo, encodeString } from '../protocol/info.ts';
 import { MAX_PAYLOAD_BYTE_LENGTH, PREFERRED_BLOCK_BYTE_LENGTH } from './bounds.ts';
+import type { Negotiation } from './negotiation.ts';
 
 /** One device under one name. */
 export interface NbdExport {
@@ -29,25 +33,26 @@ export function isReadOnly(entry: NbdExport): boolean {
 }
 
 /** Size in bytes (exact, as a multiple of 512) and the transmission flags that follow from the device's limits. */
-export function exportInfo(entry: NbdExport): ExportInfo {
+export function exportInfo(entry: NbdExport, negotiation: Negotiation): ExportInfo {
   const { device } = entry;
   // All connections of an export share one device without caches of their own, so a flush on any covers all.
   let flags = TRANSMISSION_HAS_FLAGS | TRANSMISSION_SEND_FLUSH | TRANSMISSION_SEND_FUA | TRANSMISSION_CAN_MULTI_CONN;
+  flags |= TRANSMISSION_SEND_CACHE;
+  if (negotiation.hasChunks) flags |= TRANSMISSION_SEND_DF;
   if (isReadOnly(entry)) {
     flags |= TRANSMISSION_READ_ONLY;
   } else {
-    flags |= TRANSMISSION_SEND_WRITE_ZEROES;
+    flags |= TRANSMISSION_SEND_WRITE_ZEROES | TRANSMISSION_SEND_FAST_ZERO;
     if (device.limits.maxDiscardSectorCount > 0) flags |= TRANSMISSION_SEND_TRIM;
   }
   return { byteLength: device.sectorCount * SECTOR_SIZE, transmissionFlags: flags };
 }
 
-/** What requests must be multiples of, should be, and can be at most. */
+/** Any byte will do; better are requests of whole blocks. */
 export function exportBlockSizes(entry: NbdExport): BlockSizes {
-  const minimum = entry.device.limits.logicalBlockSize;
   return {
-    minimum,
-    preferred: Math.max(minimum, PREFERRED_BLOCK_BYTE_LENGTH),
+    minimum: 1,
+    preferred: Math.max(entry.device.limits.logicalBlockSize, PREFERRED_BLOCK_BYTE_LENGTH),
     maximumPayload: MAX_PAYLOAD_BYTE_LENGTH,
   };
 }

@@ -17,6 +17,7 @@ import {
 import { isOptionHeader } from '../protocol/wire.ts';
 import { MAX_OPTION_BYTE_LENGTH, MAX_UNSENT_OPTION_BYTE_LENGTH } from './bounds.ts';
 import type { Connection, Phase } from './connection.ts';
+import { negotiatesWithData } from './negotiation.ts';
 import { OptionHandler } from './options.ts';
 
 const CLIENT_FLAGS_BYTE_LENGTH = 4;
@@ -26,7 +27,7 @@ type State = 'client flags' | 'option header' | 'option data';
 
 /** Options whose data means something; that of others is only counted away. */
 function readsData(option: number): boolean {
-  return option === OPT_EXPORT_NAME || option === OPT_INFO || option === OPT_GO;
+  return option === OPT_EXPORT_NAME || option === OPT_INFO || option === OPT_GO || negotiatesWithData(option);
 }
 
 export class Handshake implements Phase {

@@ -29,6 +29,7 @@ import { encodeOptionReply, setUint64 } from '../protocol/wire.ts';
 import { MAX_ERROR_TEXT_BYTE_LENGTH } from './bounds.ts';
 import type { Connection } from './connection.ts';
 import { exportBlockSizes, exportInfo, type NbdExport } from './exports.ts';
+import { EXTENDED_HEADERS, Negotiation, type OptionReplier } from './negotiation.ts';
 
 const NOTHING = new Uint8Array(0);
 const EXPORT_NAME_REPLY_BYTE_LENGTH = 10;
@@ -42,9 +43,11 @@ export class OptionHandler {
   /** Nothing more is to be read: ABORT, or the connection is being closed. */
   isOver = false;
   readonly #connection: Connection;
+  readonly #negotiation: Negotiation;
 
   constructor(connection: Connection) {
     this.#connection = connection;
+    this.#negotiation = new Negotiation(connection.host.allowsExtendedHeaders);
   }
 
   send(messages: readonly Uint8Array[]): void {
@@ -76,9 +79,17 @@ export class OptionHandler {
       this.#list(option, byteLength);
     } else if (option === OPT_INFO || option === OPT_GO) {
       this.#go(option, data ?? NOTHING);
-    } else {
+    } else if (!this.#negotiate(option, byteLength, data)) {
       this.reply(option, REP_ERR_UNSUP, `option ${option} is not supported`);
     }
+  }
+
+  #negotiate(option: number, byteLength: number, data: Uint8Array | null): boolean {
+    const reply: OptionReplier = (type, answer) => {
+      if (typeof answer === 'string') this.reply(option, type, answer);
+      else this.send([encodeOptionReply(option, type, answer)]);
+    };
+    return this.#negotiation.answer(option, byteLength, data, this.#connection.host.exports, reply);
   }
 
   #list(option: number, byteLength: number): void {
@@ -110,11 +121,11 @@ export class OptionHandler {
       return;
     }
     this.send(this.#goReplies(option, request, entry));
-    if (option === OPT_GO) this.#connection.enterTransmission(entry);
+    if (option === OPT_GO) this.#connection.enterTransmission(entry, this.#negotiation);
   }
 
   #goReplies(option: number, { infoTypes }: GoRequest, entry: NbdExport): Uint8Array[] {
-    const infos = [encodeExportInfo(exportInfo(entry))];
+    const infos = [encodeExportInfo(exportInfo(entry, this.#negotiation))];
     if (infoTypes.has(INFO_NAME)) infos.push(encodeTextInfo(INFO_NAME, utf8.encode(entry.name)));
     if (infoTypes.has(INFO_DESCRIPTION) && entry.description !== undefined) {
       infos.push(encodeTextInfo(INFO_DESCRIPTION, utf8.encode(entry.description)));
@@ -129,19 +140,23 @@ export class OptionHandler {
   /** The one option without a reply header: whatever is wrong, all there is to say is goodbye. */
   #exportName(data: Uint8Array): void {
     const entry = this.#findByName(data);
-    if (entry === undefined || this.#connection.host.isShuttingDown) {
+    if (entry === undefined || this.#connection.host.isShuttingDown || this.#isExtended) {
       this.isOver = true;
-      this.#connection.violation('NBD_OPT_EXPORT_NAME for an export that is not there');
+      this.#connection.violation('NBD_OPT_EXPORT_NAME for an export that is not there, or with extended headers');
       return;
     }
-    const info = exportInfo(entry);
+    const info = exportInfo(entry, this.#negotiation);
     const padding = this.noZeroes ? 0 : EXPORT_NAME_PADDING_BYTE_LENGTH;
     const message = new Uint8Array(EXPORT_NAME_REPLY_BYTE_LENGTH + padding);
     const view = new DataView(message.buffer);
     setUint64(view, 0, info.byteLength);
     view.setUint16(8, info.transmissionFlags);
     this.send([message]);
-    this.#connection.enterTransmission(entry);
+    this.#connection.enterTransmission(entry, this.#negotiation);
+  }
+
+  get #isExtended(): boolean {
+    return this.#negotiation.replyKind === EXTENDED_HEADERS;
   }
 
   #findByName(data: Uint8Array): NbdExport | undefined {

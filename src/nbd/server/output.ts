@@ -1,8 +1,5 @@
 // The replies of one connection on their way out. A reply's place is reserved before its data is there, header and data
 // side by side; replies that become ready one after the other in neighbouring places leave as one piece of memory.
-
-import { SIMPLE_REPLY_BYTE_LENGTH } from '../protocol/constants.ts';
-import { encodeSimpleReply } from '../protocol/wire.ts';
 import { ARENA_BYTE_LENGTH } from './bounds.ts';
 import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
 
@@ -48,7 +45,7 @@ export class Output {
     return buffer;
   }
 
-  /** A region's first `end - start` bytes are to be sent; the rest, up to `reservedEnd`, goes back where it can. */
+  /** Bytes `start` to `end` of a region are to be sent; the rest behind, up to `reservedEnd`, goes back where it can. */
   ready(buffer: PooledBuffer, start: number, end: number, reservedEnd: number): void {
     if (end !== reservedEnd && buffer.used === reservedEnd) buffer.used = end;
     this.#readyByteLength += end - start;
@@ -59,14 +56,6 @@ export class Output {
     } else {
       this.#ready.push({ buffer, start, end, regionCount: 1 });
     }
-  }
-
-  /** A reply without data. */
-  reply(error: number, cookieHigh: number, cookieLow: number): void {
-    const buffer = this.reserve(SIMPLE_REPLY_BYTE_LENGTH);
-    const end = buffer.used;
-    encodeSimpleReply(buffer.view, end - SIMPLE_REPLY_BYTE_LENGTH, error, cookieHigh, cookieLow);
-    this.ready(buffer, end - SIMPLE_REPLY_BYTE_LENGTH, end, end);
   }
 
   /** Sends what is ready, in one go. */

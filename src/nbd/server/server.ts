@@ -20,6 +20,11 @@ export interface NbdServerOptions {
   reactor: Reactor;
   /** The first one is the default, unless one is named `''`. More may be added later. */
   exports?: Iterable<NbdExport>;
+  /**
+   * Lets clients negotiate extended headers: 64-bit lengths, an experimental extension of the protocol; false. Requests and
+   * replies are a little longer with them.
+   */
+  extendedHeaders?: boolean;
   /** Told of exceptions (bugs, also a device's) and, as MalformedError, of protocol violations; the connection is closed. */
   onError?: (error: Error, peer: string) => void;
   /** From accept to the transmission phase; 30 s. */
@@ -70,6 +75,7 @@ export class NbdServer {
       exports: this.exports,
       handshakeTimeoutMilliseconds: options.handshakeTimeoutMilliseconds ?? HANDSHAKE_TIMEOUT_MILLISECONDS,
       maxConnectionRequestCount: options.maxConnectionRequestCount ?? MAX_CONNECTION_REQUEST_COUNT,
+      allowsExtendedHeaders: options.extendedHeaders ?? false,
       get isShuttingDown(): boolean {
         return server.#shutdown !== null;
       },

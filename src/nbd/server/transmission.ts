@@ -3,41 +3,50 @@
 // One turn takes every complete request out of what has arrived. A device may end a bio inside submitBio; the reply then
 // stands in memory right behind the one before, and the whole turn leaves as one piece. What ends later leaves in the
 // next turn, together with whatever else has ended by then.
-import { REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE } from '../../block/bio.ts';
-import { submitBio } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
+import type { Reactor } from '../../block/reactor.ts';
 import { SECTOR_SHIFT } from '../../block/sector.ts';
-import { RangeRequest } from '../../block/zeroout.ts';
 import {
   CMD_DISC,
-  CMD_FLAG_FUA,
-  CMD_FLAG_NO_HOLE,
+  CMD_FLAG_PAYLOAD_LEN,
   CMD_READ,
-  CMD_TRIM,
   CMD_WRITE,
-  CMD_WRITE_ZEROES,
+  EXTENDED_REQUEST_BYTE_LENGTH,
   REQUEST_BYTE_LENGTH,
-  SIMPLE_REPLY_BYTE_LENGTH,
 } from '../protocol/constants.ts';
-import { wireErrorFromErrno } from '../protocol/errors.ts';
-import { decodeRequest, emptyRequestHeader, encodeSimpleReply, type RequestHeader } from '../protocol/wire.ts';
-import { MAX_BATCH_BYTE_LENGTH, MAX_PAYLOAD_BYTE_LENGTH, MAX_TURN_BYTE_LENGTH } from './bounds.ts';
-import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
-import { checkRequest, type RequestLimits, requestLimits } from './check.ts';
+import { decodeExtendedRequest, decodeRequest, emptyRequestHeader, type RequestHeader } from '../protocol/wire.ts';
+import {
+  MAX_BATCH_BYTE_LENGTH,
+  MAX_PAYLOAD_BYTE_LENGTH,
+  MAX_SEGMENT_COUNT,
+  MAX_TURN_BYTE_LENGTH,
+  MIN_PIECE_BYTE_LENGTH,
+  SEGMENT_BYTE_LENGTH,
+} from './bounds.ts';
+import type { MemoryAccount } from './buffer-pool.ts';
+import { checkRequest, hasChanged, type RequestLimits, requestLimits } from './check.ts';
+import { type CommandHost, Commands } from './commands.ts';
 import type { Connection, Phase } from './connection.ts';
 import type { NbdExport } from './exports.ts';
+import { EXTENDED_HEADERS, type Negotiation } from './negotiation.ts';
 import { Output } from './output.ts';
+import { Replies } from './replies.ts';
 import { Request } from './request.ts';
 
 /** Offsets come as two 32-bit halves; this many sectors are in one unit of the upper one. */
 const SECTORS_PER_HIGH = 2 ** (32 - SECTOR_SHIFT);
 
-export class Transmission implements Phase {
+/** Payload of no request, that is to be thrown away: more is read only to be polite. */
+const MAX_DISCARDED_BYTE_LENGTH = MAX_PAYLOAD_BYTE_LENGTH;
+
+export class Transmission implements Phase, CommandHost {
+  readonly account: MemoryAccount;
+  readonly hasChunks: boolean;
   readonly #connection: Connection;
-  readonly #entry: NbdExport;
   readonly #limits: RequestLimits;
-  readonly #account: MemoryAccount;
+  readonly #commands: Commands;
   readonly #output: Output;
+  readonly #replies: Replies;
   readonly #maxRequestCount: number;
   readonly #free: Request[] = [];
   #requestCount = 0;
@@ -45,29 +54,47 @@ export class Transmission implements Phase {
   #waitsForServer = false;
   #closed = false;
 
+  readonly #isExtended: boolean;
+  readonly #headerByteLength: number;
   readonly #header: RequestHeader = emptyRequestHeader();
   /** A header that came in parts. */
-  readonly #partial = new Uint8Array(REQUEST_BYTE_LENGTH);
-  readonly #partialView = new DataView(this.#partial.buffer);
+  readonly #partial: Uint8Array;
+  readonly #partialView: DataView;
   #partialByteLength = 0;
-  /** The WRITE whose data is being gathered in its buffer; null where `#payloadLeft` bytes are to be thrown away. */
+  /** The WRITE, or the part of a long one, whose data is arriving; null where `#payloadLeft` bytes are to be thrown away. */
   #gathering: Request | null = null;
+  /** Bytes that `#gathering` still wants. */
+  #gatheringLeft = 0;
+  /** The long WRITE whose parts are arriving. */
+  #long: Request | null = null;
+  /** Of the whole request. */
   #payloadLeft = 0;
   /** The view on the chunk being consumed. */
   #chunk: Uint8Array | null = null;
-  #view: DataView = this.#partialView;
+  #view: DataView;
 
-  constructor(connection: Connection, entry: NbdExport) {
+  constructor(connection: Connection, entry: NbdExport, negotiation: Negotiation) {
     this.#connection = connection;
-    this.#entry = entry;
-    this.#limits = requestLimits(entry);
-    this.#account = connection.host.newAccount();
+    this.#limits = requestLimits(entry, negotiation);
+    this.account = connection.host.newAccount();
+    this.hasChunks = negotiation.hasChunks;
     this.#maxRequestCount = connection.host.maxConnectionRequestCount;
+    this.#isExtended = negotiation.replyKind === EXTENDED_HEADERS;
+    this.#headerByteLength = this.#isExtended ? EXTENDED_REQUEST_BYTE_LENGTH : REQUEST_BYTE_LENGTH;
+    this.#partial = new Uint8Array(this.#headerByteLength);
+    this.#partialView = new DataView(this.#partial.buffer);
+    this.#view = this.#partialView;
     this.#output = new Output(
-      this.#account,
+      this.account,
       (chunks, onSent) => connection.transport.send(chunks, onSent),
       connection.schedule,
     );
+    this.#replies = new Replies(this.#output, negotiation.replyKind);
+    this.#commands = new Commands(this, this.#limits);
+  }
+
+  get reactor(): Reactor {
+    return this.#connection.host.reactor;
   }
 
   get requestCount(): number {
@@ -82,7 +109,9 @@ export class Transmission implements Phase {
     let offset = start;
     while (offset < chunk.byteLength) {
       if (this.#payloadLeft > 0) {
-        offset += this.#takePayload(chunk, offset);
+        const count = this.#takePayload(chunk, offset);
+        if (count === 0) break;
+        offset += count;
         continue;
       }
       if (this.#mustWait()) break;
@@ -104,8 +133,8 @@ export class Transmission implements Phase {
 
   /** Whether the next request has to wait. Whatever it waits for calls schedule() when it comes. */
   #mustWait(): boolean {
-    if (this.#requestCount >= this.#maxRequestCount || !this.#account.hasRoom) return true;
-    if (!this.#account.serverHasRoom) {
+    if (this.#requestCount >= this.#maxRequestCount || !this.account.hasRoom) return true;
+    if (!this.account.serverHasRoom) {
       this.#waitForServer();
       return true;
     }
@@ -117,7 +146,7 @@ export class Transmission implements Phase {
   #waitForServer(): void {
     if (this.#waitsForServer) return;
     this.#waitsForServer = true;
-    this.#account.waitForServer(() => {
+    this.account.waitForServer(() => {
       this.#waitsForServer = false;
       this.#connection.schedule();
     });
@@ -125,17 +154,21 @@ export class Transmission implements Phase {
 
   /** @returns the offset behind the request and as much of its data as there is; -1 when nothing more is to be read */
   #takeRequest(chunk: Uint8Array, offset: number): number {
-    if (this.#partialByteLength === 0 && chunk.byteLength - offset >= REQUEST_BYTE_LENGTH) {
-      const known = decodeRequest(this.#view, offset, this.#header);
-      return this.#onHeader(known, chunk, offset + REQUEST_BYTE_LENGTH);
+    const need = this.#headerByteLength;
+    if (this.#partialByteLength === 0 && chunk.byteLength - offset >= need) {
+      return this.#onHeader(this.#decode(this.#view, offset), chunk, offset + need);
     }
-    const count = Math.min(REQUEST_BYTE_LENGTH - this.#partialByteLength, chunk.byteLength - offset);
+    const count = Math.min(need - this.#partialByteLength, chunk.byteLength - offset);
     this.#partial.set(chunk.subarray(offset, offset + count), this.#partialByteLength);
     this.#partialByteLength += count;
-    if (this.#partialByteLength < REQUEST_BYTE_LENGTH) return offset + count;
+    if (this.#partialByteLength < need) return offset + count;
     this.#partialByteLength = 0;
-    const known = decodeRequest(this.#partialView, 0, this.#header);
-    return this.#onHeader(known, chunk, offset + count);
+    return this.#onHeader(this.#decode(this.#partialView, 0), chunk, offset + count);
+  }
+
+  #decode(view: DataView, offset: number): boolean {
+    if (this.#isExtended) return decodeExtendedRequest(view, offset, this.#header);
+    return decodeRequest(view, offset, this.#header);
   }
 
   #onHeader(isKnown: boolean, chunk: Uint8Array, offset: number): number {
@@ -148,18 +181,34 @@ export class Transmission implements Phase {
       this.#connection.finish();
       return -1;
     }
-    const errno = this.#connection.host.isShuttingDown ? Errno.ESHUTDOWN : checkRequest(header, this.#limits);
-    if (header.type === CMD_WRITE) return this.#onWrite(errno, chunk, offset);
+    if (hasChanged(this.#limits)) return this.#onDeviceChanged();
+    let errno: number = this.#connection.host.isShuttingDown ? Errno.ESHUTDOWN : 0;
+    let hasPayload = header.type === CMD_WRITE;
+    if (this.#isExtended) {
+      // With extended headers the flag alone says whether data follows. Where it is wrong, the data is still that.
+      hasPayload = (header.flags & CMD_FLAG_PAYLOAD_LEN) !== 0;
+      header.flags &= ~CMD_FLAG_PAYLOAD_LEN;
+      if (hasPayload !== (header.type === CMD_WRITE)) errno = Errno.EINVAL;
+    }
+    if (errno === 0) errno = checkRequest(header, this.#limits);
+    if (hasPayload) return this.#onWrite(errno, chunk, offset);
     if (errno === 0) this.#start(this.#newRequest());
-    else this.#output.reply(errno, header.cookieHigh, header.cookieLow);
+    else this.#replies.refuse(errno, header);
     return offset;
   }
 
+  /** Nobody can tell this client that its disk is another one now, but that it has to connect anew. */
+  #onDeviceChanged(): number {
+    this.#replies.refuse(Errno.ESHUTDOWN, this.#header);
+    this.#connection.finish();
+    return -1;
+  }
+
   #onWrite(errno: number, chunk: Uint8Array, offset: number): number {
-    const { byteLength, cookieHigh, cookieLow } = this.#header;
+    const { byteLength } = this.#header;
     if (errno !== 0) {
-      this.#output.reply(errno, cookieHigh, cookieLow);
-      if (byteLength > MAX_PAYLOAD_BYTE_LENGTH) {
+      this.#replies.refuse(errno, this.#header);
+      if (byteLength > MAX_DISCARDED_BYTE_LENGTH) {
         // Reading gigabytes only to throw them away is what an attacker would like.
         this.#connection.finish();
         return -1;
@@ -170,131 +219,160 @@ export class Transmission implements Phase {
     const request = this.#newRequest();
     if (chunk.byteLength - offset >= byteLength) {
       request.chargedByteLength = byteLength;
-      this.#account.charge(byteLength);
+      this.account.charge(byteLength);
       request.setMemory(chunk, offset, byteLength);
       this.#start(request);
       return offset + byteLength;
     }
-    request.buffer = this.#account.take(byteLength);
-    request.setMemory(request.buffer.bytes, 0, byteLength);
-    this.#gathering = request;
     this.#payloadLeft = byteLength;
+    if (byteLength > SEGMENT_BYTE_LENGTH) {
+      this.#long = request;
+      request.isComplete = false;
+    } else {
+      this.#gathering = request;
+      this.#gatheringLeft = byteLength;
+    }
     return offset;
   }
 
+  /** @returns how many bytes it took; none when the next part of a long WRITE has to wait */
   #takePayload(chunk: Uint8Array, offset: number): number {
-    const count = Math.min(this.#payloadLeft, chunk.byteLength - offset);
+    if (this.#long !== null && this.#gathering === null && !this.#beginSegment(this.#long)) return 0;
     const request = this.#gathering;
-    if (request !== null) {
-      const at = request.byteLength - this.#payloadLeft;
-      request.buffer!.bytes.set(chunk.subarray(offset, offset + count), at);
-    }
+    const left = request === null ? this.#payloadLeft : this.#gatheringLeft;
+    const count = Math.min(left, chunk.byteLength - offset);
+    if (request !== null) this.#gather(request, chunk, offset, count);
     this.#payloadLeft -= count;
-    if (this.#payloadLeft === 0 && request !== null) {
-      this.#gathering = null;
-      this.#start(request);
+    this.#gatheringLeft -= count;
+    if (request === null || this.#gatheringLeft > 0) return count;
+    this.#gathering = null;
+    const long = this.#payloadLeft === 0 ? this.#long : null;
+    if (long !== null) {
+      this.#long = null;
+      this.#requestCount++;
+      long.isSubmitted = true;
+      long.isComplete = true;
     }
+    this.#start(request);
     return count;
+  }
+
+  /** Parts end where a multiple of the segment's length is on the device, so that at most the first and last are no whole blocks. */
+  #beginSegment(long: Request): boolean {
+    if (long.partCount >= MAX_SEGMENT_COUNT || this.#mustWait()) return false;
+    const done = long.byteLength - this.#payloadLeft;
+    const misalignment = (long.offsetLow + done) % SEGMENT_BYTE_LENGTH;
+    const part = this.newPart(long);
+    part.sector =
+      long.sector + Math.floor((long.head + done) / (this.#limits.alignmentMask + 1)) * this.#limits.blockSectorCount;
+    part.head = (long.head + done) & this.#limits.alignmentMask;
+    part.byteLength = Math.min(this.#payloadLeft, SEGMENT_BYTE_LENGTH - misalignment);
+    this.#gathering = part;
+    this.#gatheringLeft = part.byteLength;
+    return true;
+  }
+
+  /** Long pieces of received memory are used where they are, short ones copied together. */
+  #gather(request: Request, chunk: Uint8Array, offset: number, count: number): void {
+    if (count >= MIN_PIECE_BYTE_LENGTH) {
+      request.chargedByteLength += count;
+      this.account.charge(count);
+      request.addMemory(chunk, offset, count);
+      return;
+    }
+    const at = request.byteLength - this.#gatheringLeft;
+    request.buffer ??= this.account.take(request.byteLength);
+    request.buffer.bytes.set(chunk.subarray(offset, offset + count), at);
+    request.addMemory(request.buffer.bytes, at, count);
   }
 
   /** A request with the header that was just read. */
   #newRequest(): Request {
-    const request = this.#free.pop() ?? new Request(this.#onBioEnd);
+    const request = this.#free.pop() ?? new Request(this.#commands.onBioEnd);
     const { type, flags, cookieHigh, cookieLow, offsetHigh, offsetLow, byteLength } = this.#header;
     request.command = type;
     request.flags = flags;
     request.cookieHigh = cookieHigh;
     request.cookieLow = cookieLow;
+    request.offsetHigh = offsetHigh;
+    request.offsetLow = offsetLow;
+    request.head = offsetLow & this.#limits.alignmentMask;
+    request.sector = offsetHigh * SECTORS_PER_HIGH + ((offsetLow - request.head) >>> SECTOR_SHIFT);
     request.byteLength = byteLength;
-    request.bio.reset(
-      type === CMD_READ ? REQ_OP_READ : type === CMD_WRITE ? REQ_OP_WRITE : REQ_OP_FLUSH,
-      (flags & CMD_FLAG_FUA) !== 0 && type === CMD_WRITE ? REQ_FUA : 0,
-      this.#entry.device,
-      offsetHigh * SECTORS_PER_HIGH + (offsetLow >>> SECTOR_SHIFT),
-      byteLength / (1 << SECTOR_SHIFT),
-    );
     return request;
+  }
+
+  newPart(parent: Request): Request {
+    const part = this.#free.pop() ?? new Request(this.#commands.onBioEnd);
+    part.parent = parent;
+    part.command = parent.command;
+    part.flags = parent.flags;
+    part.sector = parent.sector;
+    part.head = parent.head;
+    part.byteLength = parent.byteLength;
+    parent.partCount++;
+    return part;
+  }
+
+  startPart(part: Request): void {
+    this.#start(part);
   }
 
   #start(request: Request): void {
     this.#requestCount++;
-    this.#turnByteLength += request.byteLength;
-    if (request.command === CMD_READ) {
-      const reserved = SIMPLE_REPLY_BYTE_LENGTH + request.byteLength;
-      const buffer = this.#output.reserve(reserved);
-      request.buffer = buffer;
-      request.start = buffer.used - reserved;
-      request.setMemory(buffer.bytes, request.start + SIMPLE_REPLY_BYTE_LENGTH, request.byteLength);
-    }
+    this.#turnByteLength += request.command === CMD_READ || request.command === CMD_WRITE ? request.byteLength : 0;
+    if (request.command === CMD_READ) this.#reserveReply(request);
     request.isSubmitted = true;
     try {
-      this.#submit(request);
+      this.#commands.start(request);
     } catch (error) {
       if (request.isSubmitted) this.#lose(request);
       throw error;
     }
   }
 
-  #submit(request: Request): void {
-    if (request.command !== CMD_TRIM && request.command !== CMD_WRITE_ZEROES) {
-      submitBio(request.bio);
-      return;
-    }
-    const { bio, flags } = request;
-    const { sector, sectorCount } = bio;
-    const { device } = this.#entry;
-    const fua = (flags & CMD_FLAG_FUA) !== 0;
-    // A device that answers at once does the work of megabytes here; it counts as one page in this turn.
-    this.#turnByteLength -= request.byteLength;
-    request.range ??= new RangeRequest(this.#connection.host.reactor);
-    if (request.command === CMD_TRIM) {
-      request.range.discard(device, sector, sectorCount, fua, (errno) => this.#onRangeEnd(request, errno));
-    } else {
-      const options = { fua, noUnmap: (flags & CMD_FLAG_NO_HOLE) !== 0 };
-      request.range.zeroOut(device, sector, sectorCount, options, (errno) => this.#onRangeEnd(request, errno));
-    }
+  /** Memory for the whole blocks around a READ, with room for the reply's header before the first byte asked for. */
+  #reserveReply(request: Request): void {
+    const headerByteLength = this.#replies.dataHeaderByteLength;
+    const coverByteLength = this.#commands.coverByteLength(request);
+    const lead = Math.max(0, headerByteLength - request.head);
+    const reserved = lead + Math.max(coverByteLength, request.head);
+    const buffer = this.#output.reserve(reserved);
+    request.buffer = buffer;
+    request.end = buffer.used;
+    request.start = buffer.used - reserved;
+    request.dataStart = request.start + lead + request.head;
+    request.setMemory(buffer.bytes, request.start + lead, coverByteLength);
   }
 
-  #onRangeEnd(request: Request, errno: number): void {
-    // Trimming is a wish: a device that has lost the ability since the handshake has fulfilled it as it is.
-    const granted = request.command === CMD_TRIM && errno === Errno.EOPNOTSUPP;
-    this.#onEnd(request, granted ? 0 : errno);
+  onThrow(request: Request, error: unknown): void {
+    if (request.isSubmitted) this.#lose(request);
+    this.#connection.crash(error);
   }
 
-  readonly #onBioEnd = (request: Request): void => {
-    this.#onEnd(request, request.bio.status);
-  };
-
-  /** Comes from inside a device: nothing may be thrown into it. */
-  #onEnd(request: Request, errno: number): void {
-    if (request.isLost) return;
-    try {
-      request.isSubmitted = false;
-      this.#requestCount--;
-      if (this.#closed) this.#drop(request);
-      else this.#answer(request, errno);
-      this.#recycle(request);
-      if (this.#closed) this.#connection.checkGone();
-      else if (!this.#connection.isProcessing) this.#connection.schedule();
-    } catch (error) {
-      this.#connection.crash(error);
-    }
+  /** Comes from inside a device, or from the start. */
+  onEnd(request: Request): void {
+    request.isSubmitted = false;
+    this.#requestCount--;
+    const { parent } = request;
+    if (parent !== null) this.#endPart(parent, request);
+    else if (this.#closed) this.#drop(request);
+    else this.#answer(request);
+    this.#recycle(request);
+    if (this.#closed) this.#connection.checkGone();
+    else if (!this.#connection.isProcessing) this.#connection.schedule();
   }
 
-  #answer(request: Request, errno: number): void {
-    const { buffer, cookieHigh, cookieLow } = request;
-    const error = wireErrorFromErrno(errno);
-    if (request.command !== CMD_READ) {
-      this.#output.reply(error, cookieHigh, cookieLow);
-      this.#returnPayload(request);
-      return;
-    }
-    const { start } = request;
-    const reservedEnd = start + SIMPLE_REPLY_BYTE_LENGTH + request.byteLength;
-    encodeSimpleReply(buffer!.view, start, error, cookieHigh, cookieLow);
-    // A failed READ has no data ("Simple reply message").
-    const end = error === 0 ? reservedEnd : start + SIMPLE_REPLY_BYTE_LENGTH;
-    this.#output.ready(buffer!, start, end, reservedEnd);
+  #endPart(parent: Request, part: Request): void {
+    this.#returnPayload(part);
+    parent.partCount--;
+    if (!this.#commands.onPartEnd(parent, part)) return;
+    this.onEnd(parent);
+  }
+
+  #answer(request: Request): void {
+    this.#replies.answer(request);
+    if (request.command !== CMD_READ) this.#returnPayload(request);
   }
 
   #drop(request: Request): void {
@@ -303,28 +381,31 @@ export class Transmission implements Phase {
   }
 
   #returnPayload(request: Request): void {
-    if (request.buffer !== null) this.#account.give(request.buffer);
-    this.#account.charge(-request.chargedByteLength);
+    if (request.buffer !== null) this.account.give(request.buffer);
+    this.account.charge(-request.chargedByteLength);
   }
 
   #recycle(request: Request): void {
-    request.buffer = null;
-    request.chargedByteLength = 0;
-    request.forgetMemory();
+    request.clear();
     this.#free.push(request);
   }
 
   /** Gives up a request whose device threw. Its memory may still be written to, so that is never used again. */
   #lose(request: Request): void {
     request.isLost = true;
+    request.isSubmitted = false;
     this.#requestCount--;
-    if (request.buffer !== null) this.#abandon(request.command, request.buffer);
-    this.#account.charge(-request.chargedByteLength);
+    this.#commands.unlock(request);
+    if (request.edges !== null) this.account.abandon(request.edges);
+    if (request.buffer !== null && request.command === CMD_READ) this.#output.abandon(request.buffer);
+    else if (request.buffer !== null) this.account.abandon(request.buffer);
+    this.account.charge(-request.chargedByteLength);
+    if (request.parent !== null) this.#loseWhole(request.parent);
   }
 
-  #abandon(command: number, buffer: PooledBuffer): void {
-    if (command === CMD_READ) this.#output.abandon(buffer);
-    else this.#account.abandon(buffer);
+  /** What a lost part belongs to never ends either. */
+  #loseWhole(request: Request): void {
+    if (request.isSubmitted) this.#lose(request);
   }
 
   close(): void {
@@ -333,6 +414,7 @@ export class Transmission implements Phase {
     this.#output.discard();
     const request = this.#gathering;
     this.#gathering = null;
+    this.#long = null;
     if (request !== null) this.#returnPayload(request);
   }
 }

@@ -1,0 +1,128 @@
+// What BLOCK_STATUS tells: the device's own map of a range, neighbours that are alike joined, whatever stripe or table
+// line they come from.
+import { type BlockDevice, queryExtent } from '../../block/block-device.ts';
+import { Errno } from '../../block/errno.ts';
+import type { Reactor } from '../../block/reactor.ts';
+import { SECTOR_SIZE } from '../../block/sector.ts';
+import { MAX_EXTENT_COUNT, MAX_EXTENT_QUERY_COUNT, MAX_TURN_EXTENT_QUERY_COUNT } from './bounds.ts';
+
+/** One range at a time; may be used again. */
+export class ExtentList {
+  /** Lengths in bytes and flags, one after the other. */
+  readonly pairs: number[] = [];
+  /** Where the map could not be read; -1 where it could. */
+  errorSector = -1;
+  readonly #reactor: Reactor;
+  #device: BlockDevice | null = null;
+  #sector = 0;
+  /** Bytes of the first sector that were not asked for. */
+  #head = 0;
+  #byteLeft = 0;
+  #maxCount = 0;
+  #queryCount = 0;
+  #running = false;
+  #answered = false;
+  #ended = false;
+  #onEnd: (errno: number) => void = () => {};
+
+  constructor(reactor: Reactor) {
+    this.#reactor = reactor;
+  }
+
+  get count(): number {
+    return this.pairs.length / 2;
+  }
+
+  /**
+   * Finds out about `byteLength` bytes from byte `head` of `sector` on. `onEnd` is called once, in this call or later. The
+   * list has one extent at least then, covers no more than what was asked, and may cover less; or there is an errno.
+   */
+  query(
+    device: BlockDevice,
+    sector: number,
+    head: number,
+    byteLength: number,
+    onlyOne: boolean,
+    onEnd: (errno: number) => void,
+  ): void {
+    this.pairs.length = 0;
+    this.errorSector = -1;
+    this.#device = device;
+    this.#sector = sector;
+    this.#head = head;
+    this.#byteLeft = byteLength;
+    this.#maxCount = onlyOne ? 1 : MAX_EXTENT_COUNT;
+    this.#queryCount = 0;
+    this.#ended = false;
+    this.#onEnd = onEnd;
+    this.#run();
+  }
+
+  /** Asks again and again, in a loop while the device answers at once. */
+  #run(): void {
+    this.#running = true;
+    do {
+      if (this.#queryCount >= MAX_EXTENT_QUERY_COUNT) {
+        this.#end(0);
+      } else if (this.#queryCount > 0 && this.#queryCount % MAX_TURN_EXTENT_QUERY_COUNT === 0) {
+        this.#queryCount++;
+        this.#running = false;
+        this.#reactor.wake(() => this.#run());
+        return;
+      } else {
+        this.#queryCount++;
+        this.#answered = false;
+        const sectorCount = Math.ceil((this.#head + this.#byteLeft) / SECTOR_SIZE);
+        queryExtent(this.#device!, this.#sector, sectorCount, this.#onAnswer);
+      }
+    } while (this.#answered && !this.#ended);
+    this.#running = false;
+  }
+
+  readonly #onAnswer = (errno: number, sectorCount: number, flags: number): void => {
+    this.#answered = true;
+    this.#take(errno, sectorCount, flags);
+    if (!this.#running && !this.#ended) this.#run();
+  };
+
+  #take(errno: number, sectorCount: number, flags: number): void {
+    // A device that says nothing about its sectors would be asked for ever.
+    const failure = errno === 0 && !(sectorCount > 0) ? Errno.EIO : errno;
+    if (failure !== 0) {
+      this.errorSector = this.#sector;
+      // What is known is told; the client will come back for the rest.
+      this.#end(this.pairs.length > 0 ? 0 : failure);
+      return;
+    }
+    const byteLength = Math.min(sectorCount * SECTOR_SIZE - this.#head, this.#byteLeft);
+    if (!this.#add(byteLength, flags)) {
+      this.#end(0);
+      return;
+    }
+    this.#head = 0;
+    this.#sector += sectorCount;
+    this.#byteLeft -= byteLength;
+    if (this.#byteLeft === 0) this.#end(0);
+  }
+
+  /** False when there is no room for another one. */
+  #add(byteLength: number, flags: number): boolean {
+    const { pairs } = this;
+    if (pairs.length > 0 && pairs[pairs.length - 1] === flags) {
+      pairs[pairs.length - 2] = pairs[pairs.length - 2]! + byteLength;
+      return true;
+    }
+    if (this.count >= this.#maxCount) return false;
+    pairs.push(byteLength, flags);
+    return true;
+  }
+
+  #end(errno: number): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#device = null;
+    const onEnd = this.#onEnd;
+    this.#onEnd = () => {};
+    onEnd(errno);
+  }
+}

@@ -1,0 +1,123 @@
+// What a client negotiates before it names its export: structured replies, extended headers, meta contexts ("Structured
+// replies", "Metadata querying", "Extended headers"). All of it is forgotten when TLS begins.
+import {
+  BASE_ALLOCATION,
+  BASE_NAMESPACE,
+  OPT_EXTENDED_HEADERS,
+  OPT_LIST_META_CONTEXT,
+  OPT_SET_META_CONTEXT,
+  OPT_STRUCTURED_REPLY,
+  REP_ACK,
+  REP_ERR_EXT_HEADER_REQD,
+  REP_ERR_INVALID,
+  REP_ERR_UNKNOWN,
+  REP_ERR_UNSUP,
+  REP_META_CONTEXT,
+} from '../protocol/constants.ts';
+import { MalformedError } from '../protocol/info.ts';
+import { decodeMetaContextRequest, encodeMetaContext } from '../protocol/meta-context.ts';
+import type { ExportTable, NbdExport } from './exports.ts';
+
+/** The number of base:allocation in replies, the same on every connection. */
+export const ALLOCATION_CONTEXT_ID = 1;
+
+export const SIMPLE_REPLIES = 0;
+export const STRUCTURED_REPLIES = 1;
+export const EXTENDED_HEADERS = 2;
+
+/** Adds one reply to the option. */
+export type OptionReplier = (type: number, data: Uint8Array | string) => void;
+
+const NOTHING = new Uint8Array(0);
+
+/** Whether the data of `option` means something to {@link Negotiation}. */
+export function negotiatesWithData(option: number): boolean {
+  return option === OPT_LIST_META_CONTEXT || option === OPT_SET_META_CONTEXT;
+}
+
+export class Negotiation {
+  readonly #allowsExtendedHeaders: boolean;
+  #replyKind: number = SIMPLE_REPLIES;
+  /** The export that base:allocation was selected for. */
+  #allocationOf: NbdExport | null = null;
+
+  constructor(allowsExtendedHeaders: boolean) {
+    this.#allowsExtendedHeaders = allowsExtendedHeaders;
+  }
+
+  /** SIMPLE_REPLIES, STRUCTURED_REPLIES or EXTENDED_HEADERS. */
+  get replyKind(): number {
+    return this.#replyKind;
+  }
+
+  get hasChunks(): boolean {
+    return this.#replyKind !== SIMPLE_REPLIES;
+  }
+
+  /** Whether BLOCK_STATUS tells base:allocation once this export is entered: contexts hold for the export they were set for. */
+  selectsAllocation(entry: NbdExport): boolean {
+    return this.#allocationOf === entry;
+  }
+
+  /** Answers an option; false when it is none of these. */
+  answer(
+    option: number,
+    byteLength: number,
+    data: Uint8Array | null,
+    exports: ExportTable,
+    reply: OptionReplier,
+  ): boolean {
+    if (option === OPT_STRUCTURED_REPLY) this.#structuredReply(byteLength, reply);
+    else if (option === OPT_EXTENDED_HEADERS) this.#extendedHeaders(byteLength, reply);
+    else if (negotiatesWithData(option)) this.#metaContext(option, data ?? NOTHING, exports, reply);
+    else return false;
+    return true;
+  }
+
+  #structuredReply(byteLength: number, reply: OptionReplier): void {
+    if (byteLength > 0) reply(REP_ERR_INVALID, 'NBD_OPT_STRUCTURED_REPLY has no data');
+    else if (this.#replyKind === EXTENDED_HEADERS) reply(REP_ERR_EXT_HEADER_REQD, 'extended headers are agreed on');
+    else {
+      this.#replyKind = STRUCTURED_REPLIES;
+      reply(REP_ACK, NOTHING);
+    }
+  }
+
+  #extendedHeaders(byteLength: number, reply: OptionReplier): void {
+    if (!this.#allowsExtendedHeaders) reply(REP_ERR_UNSUP, 'no extended headers here');
+    else if (byteLength > 0) reply(REP_ERR_INVALID, 'NBD_OPT_EXTENDED_HEADERS has no data');
+    else {
+      this.#replyKind = EXTENDED_HEADERS;
+      reply(REP_ACK, NOTHING);
+    }
+  }
+
+  #metaContext(option: number, data: Uint8Array, exports: ExportTable, reply: OptionReplier): void {
+    // Whatever comes of it, a SET takes back the one before.
+    if (option === OPT_SET_META_CONTEXT) this.#allocationOf = null;
+    if (!this.hasChunks) {
+      reply(REP_ERR_INVALID, 'structured replies come first');
+      return;
+    }
+    try {
+      const { exportName, queries } = decodeMetaContextRequest(data);
+      const entry = exports.find(exportName);
+      if (entry === undefined) reply(REP_ERR_UNKNOWN, `there is no export named ${JSON.stringify(exportName)}`);
+      else this.#selectContexts(option, entry, queries, reply);
+    } catch (error) {
+      if (!(error instanceof MalformedError)) throw error;
+      reply(REP_ERR_INVALID, error.message);
+    }
+  }
+
+  #selectContexts(option: number, entry: NbdExport, queries: readonly string[], reply: OptionReplier): void {
+    const isList = option === OPT_LIST_META_CONTEXT;
+    // A LIST without queries asks for everything, and `base:` for everything in it; a SET takes whole names alone.
+    const asksAll = isList && (queries.length === 0 || queries.includes(BASE_NAMESPACE));
+    if (asksAll || queries.includes(BASE_ALLOCATION)) {
+      if (!isList) this.#allocationOf = entry;
+      reply(REP_META_CONTEXT, encodeMetaContext({ id: isList ? 0 : ALLOCATION_CONTEXT_ID, name: BASE_ALLOCATION }));
+    }
+    reply(REP_ACK, NOTHING);
+  }
+}
