@@ -141,6 +141,7 @@ export class Mapper implements DeviceResolver {
         const found = translate(argument);
         const lower = this.#find(found);
         if (lower === undefined) return this.#lower.open(found, readOnly);
+        checkHasNode(lower, found);
         const mode = readOnly ? 'read' : 'write';
         const byUser = uses.get(lower) ?? new Map<MappedDevice, Uses>();
         uses.set(lower, byUser);
@@ -309,6 +310,13 @@ export class Mapper implements DeviceResolver {
     if (numbers === null || Number(numbers[1]) !== this.major) return undefined;
     return this.getByNumber(this.major, Number(numbers[2]));
   }
+}
+
+/** Before the first load that succeeds the kernel has no block device, and no node, for a mapped device. */
+function checkHasNode(device: MappedDevice, argument: string): void {
+  if (device.everLoaded) return;
+  const errno = /^[0-9]/.test(argument) ? Errno.ENXIO : Errno.ENODEV;
+  throw new DmError(errno, `${device.dmName} has never had a table: load one before something is put on it`);
 }
 
 function checkUuid(uuid: string): void {

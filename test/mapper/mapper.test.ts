@@ -56,6 +56,20 @@ describe('names', () => {
 });
 
 describe('stacks', () => {
+  test('nothing is put on a device that never had a table: it has no node yet', () => {
+    const { mapper } = mapperOver(new RecordingDevice('a', 100));
+    const low = mapper.create('low');
+    const top = mapper.create('top');
+    const onPath = () => mapper.load(top, '0 8 linear /dev/mapper/low 0');
+    expect(onPath).toThrow('linear: Device lookup failed (-ENODEV)');
+    expect(() => mapper.load(top, '0 8 linear 253:0 0')).toThrow('linear: Device lookup failed (-ENXIO)');
+    expect(() => mapper.load(low, '0 101 linear a 0')).toThrow('too small');
+    expect(onPath).toThrow('-ENODEV');
+    mapper.load(low, '0 8 linear a 0');
+    expect(onPath).not.toThrow();
+    expect(low.openCount).toBe(1);
+  });
+
   test('a mapped device is named by path or number, and printed by number', () => {
     const a = new RecordingDevice('a', 100);
     const { mapper } = mapperOver(a);
