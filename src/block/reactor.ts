@@ -26,6 +26,14 @@ export interface TransportHandler {
   onClose(error: Error | null): void;
 }
 
+/**
+ * One side's credentials for TLS, and whom it believes. Whoever makes the transports makes these too; everybody between
+ * only hands them on.
+ */
+export interface TransportSecurity {
+  readonly side: 'server' | 'client';
+}
+
 /** One byte stream to one peer: a Unix socket, TCP, TLS. */
 export interface Transport {
   /** For messages: `unix:/run/x.sock`, `tcp:127.0.0.1:5000`. */
@@ -41,6 +49,14 @@ export interface Transport {
   /** Stops reading from the peer, so that its own buffers fill and it waits. */
   pause(): void;
   resume(): void;
+  /**
+   * Goes over to TLS, once; absent where the transport can't. `lastWords` are the last to leave in the clear, and nothing
+   * that arrives after this call reaches the handler unless it came through TLS. Nothing may be sent until `done`.
+   *
+   * @param done called once: null when the peer has proved itself as far as `security` asks for it; else what went wrong,
+   *   and the connection closes
+   */
+  startTls?(security: TransportSecurity, lastWords: Uint8Array, done: (error: Error | null) => void): void;
   /** Sends what is queued, then closes. */
   end(): void;
   /** Closes now. */

@@ -2,6 +2,7 @@
 // The dmkit command: one subcommand a file; a subcommand's file is loaded when it runs, so that starting costs little.
 import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
+import { hasInheritedSocket } from './activation.ts';
 import { addControlCommands } from './control-program.ts';
 import { reportFailure } from './failure.ts';
 import type { ServeOptions } from './serve.ts';
@@ -33,7 +34,18 @@ function buildProgram(setExitCode: (code: number) => void): Command {
     .description('build devices out of tables and serve them over NBD, in the foreground')
     .argument('<name...>', 'names of the devices; each has its own --table or --table-file, in the same order')
     .option('--read-only', 'nothing can be written through any device')
-    .option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT (loopback only); without it, a Unix socket in a new folder')
+    .option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT; without it, a Unix socket in a new folder')
+    .option('--allow-remote', 'let --nbd name a TCP address that other machines reach')
+    .addOption(
+      new Option('--tls <mode>', 'encrypt: require where credentials are given, else off').choices([
+        'off',
+        'allow',
+        'require',
+      ]),
+    )
+    .option('--tls-certificates <dir>', 'server-cert.pem and server-key.pem in there, ca-cert.pem to verify clients')
+    .option('--tls-psk <file>', 'shared keys instead: lines NAME:HEXKEY, as psktool makes them')
+    .option('--tls-verify-peer', 'clients need a certificate of the authority in ca-cert.pem')
     .option('--run <command>', 'run a shell command with $uri set, then stop and exit with its code')
     .addHelpText('after', SERVE_HELP)
     .action(async (names: string[], options: Omit<ServeOptions, 'names'>) => {
@@ -51,13 +63,15 @@ A table has dmsetup's form, one line a target: START LENGTH TYPE PARAMETERS, in 
 DEVICE is an image, a block device, MAJOR:MINOR, or /dev/mapper/NAME of a device named earlier.
 
 The command prints a URI for each device when it is ready. SIGINT or SIGTERM stops it: no new client, what is in
-flight is finished and flushed.
+flight is finished and flushed. Started with a listening socket (LISTEN_FDS), it serves that and prints nothing.
 
 Examples:
   dmkit serve disk --table '0 204800 linear a.img 0'
   dmkit serve both --table '0 2048 linear a.img 0
   2048 2048 linear b.img 0' --nbd unix:both.sock
   dmkit serve stripe --table '0 4096 striped 2 128 a.img 0 b.img 0' --run 'nbdinfo "$uri"'
+  dmkit serve disk --table '0 204800 linear a.img 0' --nbd tcp:0.0.0.0:10809 --allow-remote --tls-psk keys.psk
+  nbdcopy -- [ dmkit serve disk --table '0 204800 linear a.img 0' ] out.img
   dmkit serve low --table-file low.table top --table '0 100 linear /dev/mapper/low 8' --read-only`;
 
 async function main(): Promise<void> {
@@ -82,9 +96,12 @@ async function main(): Promise<void> {
 }
 
 // A reader that went away (dmkit targets | head -1) is no failure.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(0);
-  throw error;
-});
+// To touch process.stdout makes a pipe non-blocking for everybody who shares it, so what belongs to another is left alone.
+if (!hasInheritedSocket()) {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(0);
+    throw error;
+  });
+}
 
 await main();

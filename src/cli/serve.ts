@@ -2,12 +2,14 @@
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
-import { type NbdService, serveNbd } from '../nbd/serve.ts';
+import { isRemote, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
+import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { DeviceMapper } from '../reactor/device-mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
+import { takeInheritedSocket } from './activation.ts';
 
 export interface ServeOptions {
   names: string[];
@@ -15,9 +17,17 @@ export interface ServeOptions {
   tables: { kind: 'text' | 'file'; value: string }[];
   readOnly?: boolean;
   nbd?: string;
+  /** Without it, TCP addresses beyond this machine are refused. */
+  allowRemote?: boolean;
+  /** `require` where there are credentials, `off` where there are none, unless given. */
+  tls?: 'off' | 'allow' | 'require';
+  tlsCertificates?: string;
+  tlsPsk?: string;
+  tlsVerifyPeer?: boolean;
   run?: string;
 }
 
+const PARENT_CHECK_MILLISECONDS = 500;
 const EXIT_SUCCESS = 0;
 const EXIT_FAILURE = 1;
 /** What a shell gives for a process that a signal ended, less the signal's number. */
@@ -121,28 +131,90 @@ function stopSignal(): Promise<void> {
   });
 }
 
+/**
+ * Resolves when the process that started this one has ended. A client that gave us a socket and then failed leaves
+ * nobody else who would stop us; systemd does not end.
+ */
+function parentGone(): Promise<void> {
+  const parent = process.ppid;
+  return new Promise((resolve) => {
+    const timer = setInterval(() => {
+      if (process.ppid === parent) return;
+      clearInterval(timer);
+      resolve();
+    }, PARENT_CHECK_MILLISECONDS);
+    timer.unref();
+  });
+}
+
 /** A socket in a folder of its own that only this user can enter, where no address was given. */
 function privateSocketFolder(): string {
   return mkdtempSync(join(process.env.XDG_RUNTIME_DIR ?? tmpdir(), 'dmkit-'));
+}
+
+/** @throws DmError EINVAL for options that do not go together */
+function tlsOptions(options: ServeOptions): NbdTlsOptions | undefined {
+  const { tlsCertificates: certificates, tlsPsk: psk, tlsVerifyPeer: verifyPeer = false } = options;
+  const hasCredentials = certificates !== undefined || psk !== undefined;
+  const mode = options.tls ?? (hasCredentials ? 'require' : 'off');
+  if (mode === 'off') {
+    if (verifyPeer) throw new DmError(Errno.EINVAL, '--tls-verify-peer needs --tls-certificates');
+    return undefined;
+  }
+  if (!hasCredentials) throw new DmError(Errno.EINVAL, `--tls ${mode} needs --tls-certificates or --tls-psk`);
+  return {
+    mode,
+    verifyPeer,
+    ...(certificates === undefined ? {} : { certificates: resolve(certificates) }),
+    ...(psk === undefined ? {} : { psk: resolve(psk) }),
+  };
+}
+
+/** Who could come that nobody may have thought of. */
+function warnOfStrangers(options: ServeOptions, tls: NbdTlsOptions | undefined): void {
+  if (options.nbd === undefined || !isRemote(parseListenAddress(options.nbd))) return;
+  const warn = (text: string): void => void process.stderr.write(`dmkit: warning: ${text}\n`);
+  if (tls === undefined || tls.mode === 'allow') {
+    warn(
+      `whoever reaches ${options.nbd} can use these devices, and what goes over the wire can be read; --tls require`,
+    );
+  } else if (tls.psk === undefined && tls.verifyPeer !== true) {
+    warn(`whoever reaches ${options.nbd} can use these devices: TLS proves the server alone; --tls-verify-peer`);
+  }
+}
+
+/** The socket this process was given, if it was. @throws DmError EINVAL for options that make no sense with it */
+function inheritedSocket(options: ServeOptions): number | null {
+  const inherited = takeInheritedSocket();
+  const option = options.nbd !== undefined ? '--nbd' : options.run !== undefined ? '--run' : null;
+  if (inherited !== null && option !== null) {
+    throw new DmError(Errno.EINVAL, `${option} cannot be: this process was given its socket (LISTEN_FDS)`);
+  }
+  return inherited;
 }
 
 /** Serves until told to stop. @returns the exit code */
 export async function serve(options: ServeOptions): Promise<number> {
   const tables = readTables(options);
   const readOnly = options.readOnly ?? false;
+  const tls = tlsOptions(options);
+  const inherited = inheritedSocket(options);
   const dm = new DeviceMapper();
   let folder: string | null = null;
   try {
     if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;
-    if (options.nbd === undefined) folder = privateSocketFolder();
+    warnOfStrangers(options, tls);
+    if (inherited === null && options.nbd === undefined) folder = privateSocketFolder();
     const service = await serveNbd(dm, {
-      listen: options.nbd ?? `unix:${join(folder!, 'nbd.sock')}`,
+      listen: inherited === null ? (options.nbd ?? `unix:${join(folder!, 'nbd.sock')}`) : { fd: inherited },
       names: options.names,
       readOnly,
+      allowRemote: options.allowRemote ?? false,
+      ...(tls === undefined ? {} : { tls }),
       onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
     });
     try {
-      return await waitForEnd(service, options);
+      return await waitForEnd(service, options, inherited !== null);
     } finally {
       await service.close();
     }
@@ -152,10 +224,15 @@ export async function serve(options: ServeOptions): Promise<number> {
   }
 }
 
-async function waitForEnd(service: NbdService, options: ServeOptions): Promise<number> {
+/** Whoever gave us a socket has its own standard output for something else, and knows the address. */
+async function waitForEnd(service: NbdService, options: ServeOptions, isActivated: boolean): Promise<number> {
   if (options.run !== undefined) return runCommand(options.run, environment(service, options.names));
   const stopped = stopSignal();
-  for (const name of options.names) process.stdout.write(`${service.uri(name)}\n`);
-  await stopped;
+  if (isActivated) {
+    await Promise.race([stopped, parentGone()]);
+  } else {
+    for (const name of options.names) process.stdout.write(`${service.uri(name)}\n`);
+    await stopped;
+  }
   return EXIT_SUCCESS;
 }

@@ -1,13 +1,14 @@
 // The promise edge of the NBD client.
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { Reactor, Transport } from '../block/reactor.ts';
+import type { Reactor, Transport, TransportSecurity } from '../block/reactor.ts';
 import { type ConnectAddress, NodeLoop } from '../reactor/node-loop.ts';
 import { NbdClient, type RequestCallback, requestError } from './client/client.ts';
 import type { NbdExportDetails } from './client/handshake.ts';
 import { NBD_DEFAULT_PORT, TRANSMISSION_READ_ONLY } from './protocol/constants.ts';
 import type { ExportDescription } from './protocol/info.ts';
 import { type NbdUri, parseNbdUri } from './protocol/uri.ts';
+import { clientTls } from './tls.ts';
 
 /**
  * An export of a server, as connectNbd gives it. Offsets and lengths are bytes, multiples of the minimum block size.
@@ -83,7 +84,6 @@ export class NbdConnection {
 }
 
 function addressOf(uri: NbdUri): ConnectAddress {
-  if (uri.tls === true) throw new DmError(Errno.EOPNOTSUPP, 'TLS is not supported');
   if (uri.socket !== undefined) return { unix: uri.socket };
   return { host: uri.host ?? 'localhost', port: uri.port ?? NBD_DEFAULT_PORT };
 }
@@ -100,10 +100,19 @@ function openTransport(loop: NodeLoop, uri: NbdUri): Promise<Transport> {
   });
 }
 
-/** A client on a transport of any kind. @throws DmError when the server refuses: ENOENT for an unknown export … */
-export function openNbd(reactor: Reactor, transport: Transport, exportName: string): Promise<NbdConnection> {
+/**
+ * A client on a transport of any kind, under TLS where `security` is given.
+ *
+ * @throws DmError when the server refuses: ENOENT for an unknown export, EACCES where TLS fails or is missing …
+ */
+export function openNbd(
+  reactor: Reactor,
+  transport: Transport,
+  exportName: string,
+  security: TransportSecurity | null = null,
+): Promise<NbdConnection> {
   return new Promise((resolve, reject) => {
-    const client = new NbdClient(reactor, transport);
+    const client = new NbdClient(reactor, transport, security);
     client.open(exportName, (error, details) => {
       if (details === null || error !== null) reject(error);
       else resolve(new NbdConnection(client, details));
@@ -112,9 +121,10 @@ export function openNbd(reactor: Reactor, transport: Transport, exportName: stri
 }
 
 /**
- * Connects to an export.
+ * Connects to an export. `nbds:` means TLS or nothing, see {@link clientTls} for its parameters.
  *
- * @throws MalformedError for a bad URI; DmError ECONNREFUSED …, ENOENT for an export that is not there
+ * @throws MalformedError for a bad URI; DmError ECONNREFUSED …, ENOENT for an export that is not there, EACCES where TLS
+ *   is refused on either side, EINVAL for TLS parameters that make no sense
  * @example
  * ```ts
  * const disk = await connectNbd('nbd+unix:///disk?socket=/run/disk.sock');
@@ -124,15 +134,20 @@ export function openNbd(reactor: Reactor, transport: Transport, exportName: stri
  */
 export async function connectNbd(uri: string | NbdUri): Promise<NbdConnection> {
   const parsed = typeof uri === 'string' ? parseNbdUri(uri) : uri;
+  const security = clientTls(parsed);
   const loop = new NodeLoop();
-  return openNbd(loop, await openTransport(loop, parsed), parsed.exportName);
+  return openNbd(loop, await openTransport(loop, parsed), parsed.exportName, security);
 }
 
 /** The exports of a server; the export name of the URI does not matter. @throws as {@link connectNbd} */
 export async function listNbdExports(uri: string | NbdUri): Promise<ExportDescription[]> {
+  const parsed = typeof uri === 'string' ? parseNbdUri(uri) : uri;
+  const security = clientTls(parsed);
   const loop = new NodeLoop();
-  const transport = await openTransport(loop, typeof uri === 'string' ? parseNbdUri(uri) : uri);
+  const transport = await openTransport(loop, parsed);
   return new Promise((resolve, reject) => {
-    new NbdClient(loop, transport).list((error, exports) => (exports === null ? reject(error) : resolve(exports)));
+    new NbdClient(loop, transport, security).list((error, exports) =>
+      exports === null ? reject(error) : resolve(exports),
+    );
   });
 }

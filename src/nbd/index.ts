@@ -7,3 +7,4 @@ export { formatNbdUri, type NbdUri, parseNbdUri } from './protocol/uri.ts';
 export { type NbdService, parseListenAddress, type ServeNbdOptions, serveNbd } from './serve.ts';
 export type { ExportTable, NbdExport } from './server/exports.ts';
 export { NbdServer, type NbdServerOptions, type NbdServerStatistics } from './server/server.ts';
+export { type NbdTlsOptions, serverTls } from './tls.ts';

@@ -3,9 +3,10 @@ import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { DeviceMapper } from '../reactor/device-mapper.ts';
 import type { Disk } from '../reactor/disk.ts';
-import type { ListenAddress, Listener } from '../reactor/node-loop.ts';
-import { formatNbdUri } from './protocol/uri.ts';
+import { isLoopback, type ListenAddress, type Listener } from '../reactor/node-loop.ts';
+import { formatNbdUri, type NbdUri } from './protocol/uri.ts';
 import { NbdServer, type NbdServerOptions } from './server/server.ts';
+import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
 
 export interface ServeNbdOptions {
   /** Where to listen. A string is `unix:PATH` or `tcp:HOST:PORT`. */
@@ -14,16 +15,20 @@ export interface ServeNbdOptions {
   names?: readonly string[];
   /** Clients cannot write, whatever the devices allow. */
   readOnly?: boolean;
+  /** Encrypts, and tells who may come; nothing is encrypted unless given. */
+  tls?: NbdTlsOptions;
+  /** TCP addresses beyond this machine are taken too, when `listen` is a string. */
+  allowRemote?: boolean;
   /** Told of a client that broke the protocol and of anything unexpected inside a connection. */
   onError?: NbdServerOptions['onError'];
 }
 
 /** A running NBD server. */
 export interface NbdService {
-  /** Where it listens: `unix:PATH` or `tcp:HOST:PORT` with the port that was chosen. */
+  /** Where it listens: `unix:PATH`, `tcp:HOST:PORT` with the port that was chosen, or `fd:N` for an inherited socket. */
   readonly address: string;
   readonly server: NbdServer;
-  /** The URI a client attaches to for the device named. */
+  /** The URI a client attaches to for the device named. @throws DmError EINVAL for an inherited socket: its maker has it */
   uri(name: string): string;
   /** Takes no new client, answers what is in flight, flushes the devices, closes. @throws DmError when a flush failed */
   close(): Promise<void>;
@@ -42,6 +47,16 @@ export function parseListenAddress(text: string): ListenAddress {
     throw new DmError(Errno.EINVAL, `"${text}" is no address to listen at: unix:PATH or tcp:HOST:PORT`);
   }
   return { host: (tcp[1] ?? tcp[2])!, port };
+}
+
+/** Whether other machines may reach an address; a name is taken for one that they do, except `localhost`. */
+export function isRemote(address: ListenAddress): boolean {
+  return 'host' in address && address.host !== 'localhost' && !isLoopback(address.host);
+}
+
+function listenAddress({ listen: where, allowRemote = false }: ServeNbdOptions): ListenAddress {
+  const address = typeof where === 'string' ? parseListenAddress(where) : where;
+  return 'host' in address && typeof where === 'string' ? { ...address, allowRemote } : address;
 }
 
 function listen(dm: DeviceMapper, address: ListenAddress, server: NbdServer): Promise<Listener> {
@@ -72,10 +87,16 @@ function listen(dm: DeviceMapper, address: ListenAddress, server: NbdServer): Pr
  * ```
  */
 export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Promise<NbdService> {
-  const address = typeof options.listen === 'string' ? parseListenAddress(options.listen) : options.listen;
+  const address = listenAddress(options);
+  const tls = options.tls === undefined ? null : serverTls(options.tls);
+  const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls);
   const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
   const disks: Disk[] = [];
-  const server = new NbdServer({ reactor: dm.loop, ...(options.onError ? { onError: options.onError } : {}) });
+  const server = new NbdServer({
+    reactor: dm.loop,
+    ...(options.onError ? { onError: options.onError } : {}),
+    ...(tls === null ? {} : { tls }),
+  });
   try {
     for (const name of names) {
       const disk = await dm.open(`/dev/mapper/${dm.mapper.get(name).dmName}`, { readOnly: options.readOnly ?? false });
@@ -86,7 +107,7 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
     return {
       address: listener.address,
       server,
-      uri: (name) => uriOf(address, listener, name),
+      uri: (name) => formatNbdUri({ ...placeOf(address, listener), ...uriParts, exportName: name }),
       close: () => close(listener, server, disks),
     };
   } catch (error) {
@@ -95,9 +116,10 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
   }
 }
 
-function uriOf(address: ListenAddress, listener: Listener, name: string): string {
-  if ('unix' in address) return formatNbdUri({ socket: address.unix, exportName: name });
-  return formatNbdUri({ host: address.host, port: listener.port, exportName: name });
+function placeOf(address: ListenAddress, listener: Listener): Pick<NbdUri, 'socket' | 'host' | 'port'> {
+  if ('unix' in address) return { socket: address.unix };
+  if ('host' in address) return { host: address.host, port: listener.port };
+  throw new DmError(Errno.EINVAL, `whoever made the socket ${listener.address} knows its address`);
 }
 
 async function close(listener: Listener, server: NbdServer, disks: readonly Disk[]): Promise<void> {

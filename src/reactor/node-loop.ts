@@ -10,14 +10,16 @@ export type ListenAddress =
   /** A Unix socket at `unix`; the file gets `mode` (0o600 unless given) and no other mode at any time. */
   | { unix: string; mode?: number }
   /** TCP; port 0 lets the system choose. Anything but a loopback address needs `allowRemote`. */
-  | { host: string; port: number; allowRemote?: boolean };
+  | { host: string; port: number; allowRemote?: boolean }
+  /** A socket that somebody else made and that listens already, by its file descriptor. Who may come is theirs to say. */
+  | { fd: number };
 
 /** Where to connect to. */
 export type ConnectAddress = { unix: string } | { host: string; port: number };
 
 /** An open listening socket. */
 export interface Listener {
-  /** `unix:/run/x.sock` or `tcp:127.0.0.1:10809`, with the port that was chosen. */
+  /** `unix:/run/x.sock`, `tcp:127.0.0.1:10809` with the port that was chosen, or `fd:3` for an inherited Unix socket. */
   readonly address: string;
   /** The TCP port; 0 for a Unix socket. */
   readonly port: number;
@@ -31,7 +33,7 @@ export interface NodeLoopOptions {
 }
 
 /** True for an address (not a name) that only this machine reaches. */
-function isLoopback(address: string): boolean {
+export function isLoopback(address: string): boolean {
   return isIP(address) === 4 ? address.startsWith('127.') : address === '::1' || address.startsWith('::ffff:127.');
 }
 
@@ -45,13 +47,12 @@ class ServerListener implements Listener {
   readonly #server: Server;
   readonly #file: UnixSocketFile | null;
 
-  constructor(server: Server, file: UnixSocketFile | null) {
+  constructor(server: Server, file: UnixSocketFile | null, address: string) {
     this.#server = server;
     this.#file = file;
     const bound = server.address();
     this.port = typeof bound === 'object' && bound !== null ? bound.port : 0;
-    this.address =
-      typeof bound === 'object' && bound !== null ? addressText(bound.address, bound.port) : `unix:${file?.path}`;
+    this.address = typeof bound === 'object' && bound !== null ? addressText(bound.address, bound.port) : address;
   }
 
   close(done: () => void = () => {}): void {
@@ -62,10 +63,16 @@ class ServerListener implements Listener {
   }
 }
 
+/** Drains of woken callbacks in ticks before one is left to the loop. */
+const MAX_TICK_ROUND_COUNT = 16;
+
 /** A {@link Reactor} that is the event loop this thread runs anyway. */
 export class NodeLoop implements Reactor {
   readonly #onError: (error: unknown) => void;
   #queue: (() => void)[] = [];
+  /** The array that is filled while the other one is drained. */
+  #spare: (() => void)[] = [];
+  #tickRoundCount = 0;
 
   constructor(options: NodeLoopOptions = {}) {
     this.#onError =
@@ -87,15 +94,25 @@ export class NodeLoop implements Reactor {
   }
 
   wake(callback: () => void): void {
-    // One immediate for all that is queued in a turn. An immediate (not a microtask), so that sockets get their turn
-    // between the rounds of two pieces of code that wake each other.
-    if (this.#queue.push(callback) === 1) setImmediate(this.#drain);
+    // One drain for all that is queued in a turn.
+    if (this.#queue.push(callback) > 1) return;
+    if (this.#tickRoundCount < MAX_TICK_ROUND_COUNT) {
+      this.#tickRoundCount++;
+      process.nextTick(this.#drain);
+    } else {
+      // A tick runs before the loop looks at its sockets and timers; two pieces of code that wake each other would keep
+      // it from them for ever. An immediate costs ten times as much, and lets them have their turn.
+      this.#tickRoundCount = 0;
+      setImmediate(this.#drain);
+    }
   }
 
   readonly #drain = (): void => {
     const queue = this.#queue;
-    this.#queue = [];
+    this.#queue = this.#spare;
     for (let i = 0; i < queue.length; i++) this.#run(queue[i]!);
+    queue.length = 0;
+    this.#spare = queue;
   };
 
   #run(callback: () => void): void {
@@ -120,7 +137,8 @@ export class NodeLoop implements Reactor {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
       this.#run(() => onTransport(this.#wrap(socket, describeAddress(address))));
     });
-    if ('unix' in address) this.#listenUnix(server, address.unix, address.mode ?? 0o600, done);
+    if ('fd' in address) this.#listenInherited(server, address.fd, done);
+    else if ('unix' in address) this.#listenUnix(server, address.unix, address.mode ?? 0o600, done);
     else this.#listenTcp(server, address, done);
   }
 
@@ -132,7 +150,15 @@ export class NodeLoop implements Reactor {
   ): void {
     bindUnixSocket(server, path, mode, (error, file) => {
       if (file === null) done(error, null);
-      else done(null, this.#listening(server, file));
+      else done(null, this.#listening(server, file, `unix:${file.path}`));
+    });
+  }
+
+  #listenInherited(server: Server, fd: number, done: (error: Error | null, listener: Listener | null) => void): void {
+    server.once('error', (error) => done(error, null));
+    server.listen({ fd }, () => {
+      server.removeAllListeners('error');
+      done(null, this.#listening(server, null, `fd:${fd}`));
     });
   }
 
@@ -143,7 +169,9 @@ export class NodeLoop implements Reactor {
   ): void {
     const { host, port, allowRemote = false } = address;
     const refuse = (where: string): void => {
-      const error = new Error(`${where} is not a loopback address: others could connect; give allowRemote to allow it`);
+      const error = new Error(
+        `${where} is not a loopback address: others could connect; allowRemote (--allow-remote) lets them`,
+      );
       done(Object.assign(error, { code: 'EACCES' }), null);
     };
     if (!allowRemote && host !== 'localhost' && !isLoopback(host)) {
@@ -159,14 +187,14 @@ export class NodeLoop implements Reactor {
         server.close();
         refuse(bound.address);
       } else {
-        done(null, this.#listening(server, null));
+        done(null, this.#listening(server, null, host));
       }
     });
   }
 
-  #listening(server: Server, file: UnixSocketFile | null): Listener {
+  #listening(server: Server, file: UnixSocketFile | null, address: string): Listener {
     server.on('error', (error) => this.#onError(error));
-    return new ServerListener(server, file);
+    return new ServerListener(server, file, address);
   }
 
   /** Connects; `done` is called once. */
@@ -191,5 +219,6 @@ export class NodeLoop implements Reactor {
 }
 
 function describeAddress(address: ConnectAddress | ListenAddress): string {
+  if ('fd' in address) return `fd:${address.fd}`;
   return 'unix' in address ? `unix:${address.unix}` : addressText(address.host, address.port);
 }

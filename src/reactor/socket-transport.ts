@@ -1,36 +1,49 @@
-// A node:net socket as a Transport. Whatever the handler throws ends this connection alone.
+// A node:net socket as a Transport, in the clear or under TLS. Whatever the handler throws ends this connection alone.
 import type { Socket } from 'node:net';
-import type { Transport, TransportHandler } from '../block/reactor.ts';
+import type { Transport, TransportHandler, TransportSecurity } from '../block/reactor.ts';
+import { SocketSecurity } from './tls.ts';
 
 /** How long a connection that we ended waits for the peer to end it too. */
 const LINGER_MILLISECONDS = 2000;
 
 export class SocketTransport implements Transport {
   readonly peer: string;
-  readonly #socket: Socket;
+  /** The TCP or Unix socket, and the TLS socket on top of it after startTls. */
+  #socket: Socket;
   readonly #onError: (error: unknown) => void;
   #handler: TransportHandler | null = null;
   #pendingByteLength = 0;
   #error: Error | null = null;
   #closed = false;
   #ending = false;
+  #wantsPause = false;
+  /** Between startTls and its end. */
+  #securing = false;
 
   constructor(socket: Socket, peer: string, onError: (error: unknown) => void) {
     this.#socket = socket;
     this.peer = peer;
     this.#onError = onError;
     socket.pause();
-    socket.on('error', (error) => {
-      this.#error ??= error;
-    });
-    socket.on('data', (chunk) => {
-      this.#guard(() => this.#handler!.onData(chunk));
-    });
-    socket.on('end', () => {
-      this.#guard(() => this.#handler!.onEnd());
-    });
-    socket.on('close', () => this.#close());
+    socket.on('error', this.#onSocketError);
+    socket.on('close', this.#onSocketClose);
+    this.#listen();
   }
+
+  readonly #onSocketError = (error: Error): void => {
+    this.#error ??= error;
+  };
+
+  readonly #onSocketClose = (): void => this.#close();
+
+  #listen(): void {
+    this.#socket.on('data', this.#onSocketData);
+    this.#socket.on('end', this.#onSocketEnd);
+  }
+
+  readonly #onSocketData = (chunk: Buffer): void => this.#guard(() => this.#handler!.onData(chunk));
+
+  readonly #onSocketEnd = (): void => this.#guard(() => this.#handler!.onEnd());
 
   get pendingByteLength(): number {
     return this.#pendingByteLength;
@@ -46,6 +59,11 @@ export class SocketTransport implements Transport {
   }
 
   send(chunks: readonly Uint8Array[], onSent: () => void): void {
+    if (this.#securing) throw new Error('something would have left in the clear while TLS begins');
+    this.#send(chunks, onSent);
+  }
+
+  #send(chunks: readonly Uint8Array[], onSent: () => void): void {
     const socket = this.#socket;
     let byteLength = 0;
     for (const chunk of chunks) byteLength += chunk.byteLength;
@@ -74,15 +92,55 @@ export class SocketTransport implements Transport {
   }
 
   pause(): void {
+    this.#wantsPause = true;
     this.#socket.pause();
   }
 
   resume(): void {
-    if (!this.#socket.destroyed) this.#socket.resume();
+    this.#wantsPause = false;
+    if (!this.#securing && !this.#socket.destroyed) this.#socket.resume();
+  }
+
+  startTls(security: TransportSecurity, lastWords: Uint8Array, done: (error: Error | null) => void): void {
+    if (!(security instanceof SocketSecurity) || this.#securing) throw new Error('not to be secured like this');
+    const plain = this.#socket;
+    // From here on nothing that comes in the clear is taken for more than the beginning of TLS.
+    plain.pause();
+    plain.removeListener('data', this.#onSocketData);
+    plain.removeListener('end', this.#onSocketEnd);
+    const begin = (): void => {
+      if (plain.destroyed) done(new Error('the connection was closed before TLS began'));
+      else security.wrap(plain, (error, secured) => this.#guard(() => this.#onSecured(error, secured, done)));
+    };
+    this.#securing = true;
+    this.#send([lastWords], begin);
+  }
+
+  #onSecured(error: Error | null, secured: Socket | null, done: (error: Error | null) => void): void {
+    if (secured === null) {
+      this.#error ??= error;
+      done(error);
+      this.#socket.destroy();
+      return;
+    }
+    // The socket below now closes when the one above does.
+    this.#socket.removeListener('close', this.#onSocketClose);
+    this.#socket = secured;
+    secured.on('error', this.#onSocketError);
+    secured.on('close', this.#onSocketClose);
+    this.#securing = false;
+    done(null);
+    this.#listen();
+    if (this.#wantsPause) secured.pause();
+    else secured.resume();
   }
 
   end(): void {
     if (this.#ending) return;
+    if (this.#securing) {
+      this.destroy();
+      return;
+    }
     this.#ending = true;
     const socket = this.#socket;
     // Reads on and throws away: a peer that is still sending would otherwise get a reset, and lose what was sent last.

@@ -34,6 +34,8 @@ const PROGRAMS = {
   nbdkit: 'nbdkit',
   'nbd-client': 'nbd-client',
   'nbd-server': 'nbd-server',
+  psktool: 'gnutls-bin',
+  certtool: 'gnutls-bin',
   'mkfs.ext4': 'e2fsprogs',
   e2fsck: 'e2fsprogs',
   debugfs: 'e2fsprogs',

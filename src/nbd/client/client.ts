@@ -2,7 +2,7 @@
 // server dies, everything that waits for it ends at once.
 import { Errno, errnoName } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
-import type { Reactor, Timer, Transport, TransportHandler } from '../../block/reactor.ts';
+import type { Reactor, Timer, Transport, TransportHandler, TransportSecurity } from '../../block/reactor.ts';
 import {
   CMD_DISC,
   CMD_FLAG_FUA,
@@ -50,6 +50,7 @@ type Listed = (error: Error | null, exports: ExportDescription[] | null) => void
 export class NbdClient implements TransportHandler {
   readonly #reactor: Reactor;
   readonly #transport: Transport;
+  readonly #security: TransportSecurity | null;
   #handshake: ClientHandshake | null = null;
   #timer: Timer | null = null;
   #onHandshakeEnd: ((error: Error | null) => void) | null = null;
@@ -77,8 +78,10 @@ export class NbdClient implements TransportHandler {
   #reading: PendingRequest | null = null;
   #readingLength = 0;
 
-  constructor(reactor: Reactor, transport: Transport) {
+  /** @param security given: everything goes by TLS, and without it nowhere */
+  constructor(reactor: Reactor, transport: Transport, security: TransportSecurity | null = null) {
     this.#reactor = reactor;
+    this.#security = security;
     this.#transport = transport;
   }
 
@@ -123,8 +126,9 @@ export class NbdClient implements TransportHandler {
     this.#timer = this.#reactor.after(HANDSHAKE_TIMEOUT_MILLISECONDS, () => {
       this.#fail(new DmError(Errno.ETIMEDOUT, `${this.#transport.peer}: the handshake took too long`));
     });
-    this.#handshake = new ClientHandshake(goal, {
+    this.#handshake = new ClientHandshake(goal, this.#security !== null, {
       send: (message) => this.#transport.send([message], () => {}),
+      onStartTls: () => this.#startTls(),
       onExport: (details) => {
         this.#details = details;
         this.#endHandshake(null);
@@ -137,6 +141,19 @@ export class NbdClient implements TransportHandler {
       },
     });
     this.#transport.setHandler(this);
+  }
+
+  #startTls(): void {
+    const transport = this.#transport;
+    const security = this.#security;
+    if (security === null || transport.startTls === undefined) {
+      throw new DmError(Errno.EOPNOTSUPP, `${transport.peer} is no transport for TLS`);
+    }
+    transport.startTls(security, NO_DATA, (error) => {
+      if (error === null) this.#handshake?.onSecure();
+      else
+        this.#fail(new DmError(Errno.EACCES, `${transport.peer}: TLS: ${error.message}`, undefined, { cause: error }));
+    });
   }
 
   #endHandshake(error: Error | null): void {

@@ -16,6 +16,7 @@ import {
   OPT_ABORT,
   OPT_GO,
   OPT_LIST,
+  OPT_STARTTLS,
   OPTION_MAGIC_HIGH,
   OPTION_MAGIC_LOW,
   OPTION_REPLY_HEADER_BYTE_LENGTH,
@@ -56,6 +57,8 @@ export type HandshakeGoal = { kind: 'go'; exportName: string } | { kind: 'list' 
 
 export interface HandshakeEvents {
   send(message: Uint8Array): void;
+  /** The server is ready for TLS. {@link ClientHandshake.onSecure} is to be called when it is there. */
+  onStartTls(): void;
   onExport(details: NbdExportDetails): void;
   onList(exports: ExportDescription[]): void;
 }
@@ -79,7 +82,10 @@ function errnoOfReply(type: number): number {
 export class ClientHandshake {
   readonly #goal: HandshakeGoal;
   readonly #events: HandshakeEvents;
-  #state: 'greeting' | 'reply header' | 'reply data' | 'over' = 'greeting';
+  #state: 'greeting' | 'reply header' | 'reply data' | 'starting TLS' | 'over' = 'greeting';
+  /** The option that waits for its replies. */
+  #option = 0;
+  readonly #wantsTls: boolean;
   readonly #header = new Uint8Array(OPTION_REPLY_HEADER_BYTE_LENGTH);
   readonly #view = new DataView(this.#header.buffer);
   #data = new Uint8Array(0);
@@ -91,7 +97,9 @@ export class ClientHandshake {
   #blockSizes: BlockSizes | null = null;
   readonly #list: ExportDescription[] = [];
 
-  constructor(goal: HandshakeGoal, events: HandshakeEvents) {
+  /** @param wantsTls asks for TLS before anything else, and goes no further without it */
+  constructor(goal: HandshakeGoal, wantsTls: boolean, events: HandshakeEvents) {
+    this.#wantsTls = wantsTls;
     this.#goal = goal;
     this.#events = events;
   }
@@ -109,6 +117,7 @@ export class ClientHandshake {
   consume(chunk: Uint8Array, start: number): number {
     let offset = start;
     while (offset < chunk.byteLength && this.#state !== 'over') {
+      if (this.#state === 'starting TLS') throw new MalformedError('something in the clear after TLS was agreed on');
       const target = this.#state === 'reply data' ? this.#data : this.#header;
       const need = this.#state === 'greeting' ? GREETING_BYTE_LENGTH : target.byteLength;
       const count = Math.min(need - this.#have, chunk.byteLength - offset);
@@ -138,26 +147,36 @@ export class ClientHandshake {
     if (!isNewStyle || (serverFlags & FLAG_FIXED_NEWSTYLE) === 0) {
       throw new MalformedError('the server does not speak the fixed new style');
     }
-    this.#events.send(this.#firstMessage(FLAG_FIXED_NEWSTYLE | (serverFlags & FLAG_NO_ZEROES)));
+    const flags = new Uint8Array(4);
+    new DataView(flags.buffer).setUint32(0, FLAG_FIXED_NEWSTYLE | (serverFlags & FLAG_NO_ZEROES));
+    if (this.#wantsTls) this.#sendOption(OPT_STARTTLS, new Uint8Array(0), flags);
+    else this.#sendGoal(flags);
+  }
+
+  /** TLS is there: only now is it said what this is about. */
+  onSecure(): void {
+    this.#sendGoal(new Uint8Array(0));
+  }
+
+  #sendGoal(before: Uint8Array): void {
+    if (this.#goal.kind === 'list') {
+      this.#sendOption(OPT_LIST, new Uint8Array(0), before);
+    } else {
+      const infoTypes = [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE];
+      this.#sendOption(OPT_GO, encodeGoRequest(this.#goal.exportName, infoTypes), before);
+    }
+  }
+
+  /** Sends an option, in one message with what comes before it. */
+  #sendOption(option: number, data: Uint8Array, before: Uint8Array): void {
+    const message = new Uint8Array(before.byteLength + 16 + data.byteLength);
+    message.set(before, 0);
+    encodeOptionHeader(new DataView(message.buffer), before.byteLength, option, data.byteLength);
+    message.set(data, before.byteLength + 16);
+    this.#option = option;
+    this.#replyCount = 0;
     this.#state = 'reply header';
-  }
-
-  /** The client flags and the one option, in one message. */
-  #firstMessage(flags: number): Uint8Array {
-    const data =
-      this.#goal.kind === 'list'
-        ? new Uint8Array(0)
-        : encodeGoRequest(this.#goal.exportName, [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE]);
-    const message = new Uint8Array(20 + data.byteLength);
-    const view = new DataView(message.buffer);
-    view.setUint32(0, flags);
-    encodeOptionHeader(view, 4, this.#option, data.byteLength);
-    message.set(data, 20);
-    return message;
-  }
-
-  get #option(): number {
-    return this.#goal.kind === 'list' ? OPT_LIST : OPT_GO;
+    this.#events.send(message);
   }
 
   #onReplyHeader(): void {
@@ -177,17 +196,29 @@ export class ClientHandshake {
     const type = this.#view.getUint32(12);
     const data = this.#data;
     if (type >= REP_ERROR_BIT) this.#onErrorReply(type, data);
+    else if (type === REP_ACK && this.#option === OPT_STARTTLS) this.#onStartTlsAck();
     else if (type === REP_ACK) this.#onAck();
-    else if (type === REP_INFO && this.#goal.kind === 'go') this.#onInfo(data);
-    else if (type === REP_SERVER && this.#goal.kind === 'list') this.#list.push(decodeServerReply(data));
+    else if (type === REP_INFO && this.#option === OPT_GO) this.#onInfo(data);
+    else if (type === REP_SERVER && this.#option === OPT_LIST) this.#list.push(decodeServerReply(data));
     else throw new MalformedError(`an option reply of the unknown type ${type}`);
   }
 
   #onErrorReply(type: number, data: Uint8Array): never {
     const text = new TextDecoder().decode(data.subarray(0, 4096));
-    const what = this.#goal.kind === 'list' ? 'the list' : `the export ${JSON.stringify(this.#goal.exportName)}`;
     const code = `0x${type.toString(16)}`;
-    throw new DmError(errnoOfReply(type), `the server refuses ${what} (${code})${text === '' ? '' : `: ${text}`}`);
+    // Going on in the clear is just what somebody on the way would like.
+    const errno = this.#option === OPT_STARTTLS ? Errno.EACCES : errnoOfReply(type);
+    throw new DmError(errno, `the server refuses ${this.#what()} (${code})${text === '' ? '' : `: ${text}`}`);
+  }
+
+  #what(): string {
+    if (this.#option === OPT_STARTTLS) return 'TLS, which is required here';
+    return this.#goal.kind === 'list' ? 'the list' : `the export ${JSON.stringify(this.#goal.exportName)}`;
+  }
+
+  #onStartTlsAck(): void {
+    this.#state = 'starting TLS';
+    this.#events.onStartTls();
   }
 
   #onInfo(data: Uint8Array): void {

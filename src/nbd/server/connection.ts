@@ -1,12 +1,19 @@
 // One client's connection: what arrives goes to the phase it is in (handshake, then transmission), and whatever goes
 // wrong inside ends this connection alone.
-import type { Reactor, Timer, Transport, TransportHandler } from '../../block/reactor.ts';
+import type { Reactor, Timer, Transport, TransportHandler, TransportSecurity } from '../../block/reactor.ts';
 import { MalformedError } from '../protocol/info.ts';
 import type { MemoryAccount } from './buffer-pool.ts';
 import type { ExportTable, NbdExport } from './exports.ts';
 import { Handshake } from './handshake.ts';
 import type { Negotiation } from './negotiation.ts';
 import { Transmission } from './transmission.ts';
+
+/** How a server offers TLS. */
+export interface ServerTls {
+  readonly security: TransportSecurity;
+  /** Without TLS a client can do nothing but ask for it and leave. */
+  readonly required: boolean;
+}
 
 /** What a connection knows of its server. */
 export interface ConnectionHost {
@@ -15,6 +22,8 @@ export interface ConnectionHost {
   readonly handshakeTimeoutMilliseconds: number;
   readonly maxConnectionRequestCount: number;
   readonly allowsExtendedHeaders: boolean;
+  /** Null: no TLS. */
+  readonly tls: ServerTls | null;
   /** The server takes no more work: options and requests are answered with that. */
   readonly isShuttingDown: boolean;
   newAccount(): MemoryAccount;
@@ -170,6 +179,14 @@ export class Connection implements TransportHandler {
 
   get isProcessing(): boolean {
     return this.#processing;
+  }
+
+  /** Goes over to TLS, with `lastWords` the last in the clear. A client that fails in it is gone. */
+  startTls(lastWords: Uint8Array, onSecure: () => void): void {
+    this.transport.startTls!(this.host.tls!.security, lastWords, (error) => {
+      if (error === null) this.#guard(onSecure);
+      else if (!this.#inputEnded) this.violation(`TLS: ${error.message}`);
+    });
   }
 
   /** The handshake succeeded: requests on `entry` follow. */

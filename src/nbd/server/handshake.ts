@@ -9,12 +9,14 @@ import {
   OPT_EXPORT_NAME,
   OPT_GO,
   OPT_INFO,
+  OPT_STARTTLS,
   OPTION_HEADER_BYTE_LENGTH,
   OPTION_MAGIC_HIGH,
   OPTION_MAGIC_LOW,
+  REP_ACK,
   REP_ERR_TOO_BIG,
 } from '../protocol/constants.ts';
-import { isOptionHeader } from '../protocol/wire.ts';
+import { encodeOptionReply, isOptionHeader } from '../protocol/wire.ts';
 import { MAX_OPTION_BYTE_LENGTH, MAX_UNSENT_OPTION_BYTE_LENGTH } from './bounds.ts';
 import type { Connection, Phase } from './connection.ts';
 import { negotiatesWithData } from './negotiation.ts';
@@ -23,7 +25,7 @@ import { OptionHandler } from './options.ts';
 const CLIENT_FLAGS_BYTE_LENGTH = 4;
 const OUR_FLAGS = FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES;
 
-type State = 'client flags' | 'option header' | 'option data';
+type State = 'client flags' | 'option header' | 'option data' | 'starting TLS';
 
 /** Options whose data means something; that of others is only counted away. */
 function readsData(option: number): boolean {
@@ -33,7 +35,7 @@ function readsData(option: number): boolean {
 export class Handshake implements Phase {
   readonly requestCount = 0;
   readonly #connection: Connection;
-  readonly #options: OptionHandler;
+  #options: OptionHandler;
   #state: State = 'client flags';
   readonly #header = new Uint8Array(OPTION_HEADER_BYTE_LENGTH);
   readonly #headerView = new DataView(this.#header.buffer);
@@ -46,7 +48,7 @@ export class Handshake implements Phase {
 
   constructor(connection: Connection) {
     this.#connection = connection;
-    this.#options = new OptionHandler(connection);
+    this.#options = new OptionHandler(connection, false, () => this.#startTls());
   }
 
   start(): void {
@@ -63,6 +65,12 @@ export class Handshake implements Phase {
   consume(chunk: Uint8Array, start: number): number {
     let offset = start;
     while (offset < chunk.byteLength && this.#connection.entry === null && !this.#options.isOver) {
+      if (this.#state === 'starting TLS') {
+        // Whoever sends before the ACK is no client, but somebody on the way who wants his words to count as secured.
+        this.#options.isOver = true;
+        this.#connection.violation('bytes in the clear after NBD_OPT_STARTTLS');
+        break;
+      }
       // A client that asks on and on and never reads waits here.
       if (this.#connection.transport.pendingByteLength > MAX_UNSENT_OPTION_BYTE_LENGTH) break;
       offset += this.#state === 'option data' ? this.#takeData(chunk, offset) : this.#takeHeader(chunk, offset);
@@ -129,6 +137,17 @@ export class Handshake implements Phase {
       this.#connection.finish();
     }
     return true;
+  }
+
+  /** Grants STARTTLS. Everything that was negotiated in the clear is forgotten; the client flags stay. */
+  #startTls(): void {
+    this.#state = 'starting TLS';
+    this.#connection.startTls(encodeOptionReply(OPT_STARTTLS, REP_ACK, new Uint8Array(0)), () => {
+      const { noZeroes } = this.#options;
+      this.#options = new OptionHandler(this.#connection, true, () => {});
+      this.#options.noZeroes = noZeroes;
+      this.#state = 'option header';
+    });
   }
 
   #takeData(chunk: Uint8Array, offset: number): number {

@@ -7,9 +7,11 @@ import {
   OPT_GO,
   OPT_INFO,
   OPT_LIST,
+  OPT_STARTTLS,
   REP_ACK,
   REP_ERR_INVALID,
   REP_ERR_SHUTDOWN,
+  REP_ERR_TLS_REQD,
   REP_ERR_UNKNOWN,
   REP_ERR_UNSUP,
   REP_INFO,
@@ -37,6 +39,10 @@ const EXPORT_NAME_PADDING_BYTE_LENGTH = 124;
 const utf8 = new TextEncoder();
 const ignore = (): void => {};
 
+/**
+ * Answers options, and keeps what they negotiate. After STARTTLS a new one takes its place, so that nothing said in the
+ * clear lives on.
+ */
 export class OptionHandler {
   /** The client wants no padding after EXPORT_NAME's reply. */
   noZeroes = false;
@@ -44,10 +50,15 @@ export class OptionHandler {
   isOver = false;
   readonly #connection: Connection;
   readonly #negotiation: Negotiation;
+  readonly #isSecure: boolean;
+  readonly #startTls: () => void;
 
-  constructor(connection: Connection) {
+  /** @param startTls begins TLS; called when STARTTLS is granted, in the place of an answer */
+  constructor(connection: Connection, isSecure: boolean, startTls: () => void) {
     this.#connection = connection;
     this.#negotiation = new Negotiation(connection.host.allowsExtendedHeaders);
+    this.#isSecure = isSecure;
+    this.#startTls = startTls;
   }
 
   send(messages: readonly Uint8Array[]): void {
@@ -71,10 +82,14 @@ export class OptionHandler {
       this.isOver = true;
       this.reply(option, REP_ACK);
       this.#connection.finish();
+    } else if (!this.#isSecure && this.#connection.host.tls?.required === true && option !== OPT_STARTTLS) {
+      this.#demandTls(option);
     } else if (option === OPT_EXPORT_NAME) {
       this.#exportName(data ?? NOTHING);
     } else if (this.#connection.host.isShuttingDown) {
       this.reply(option, REP_ERR_SHUTDOWN, 'the server is shutting down');
+    } else if (option === OPT_STARTTLS) {
+      this.#secure(option, byteLength);
     } else if (option === OPT_LIST) {
       this.#list(option, byteLength);
     } else if (option === OPT_INFO || option === OPT_GO) {
@@ -82,6 +97,24 @@ export class OptionHandler {
     } else if (!this.#negotiate(option, byteLength, data)) {
       this.reply(option, REP_ERR_UNSUP, `option ${option} is not supported`);
     }
+  }
+
+  /** TLS is required and not there: nothing is told, not even which exports there are. */
+  #demandTls(option: number): void {
+    if (option !== OPT_EXPORT_NAME) {
+      this.reply(option, REP_ERR_TLS_REQD, 'this server talks under TLS only');
+      return;
+    }
+    this.isOver = true;
+    this.#connection.violation('NBD_OPT_EXPORT_NAME without TLS, which is required');
+  }
+
+  #secure(option: number, byteLength: number): void {
+    const { host, transport } = this.#connection;
+    if (byteLength > 0) this.reply(option, REP_ERR_INVALID, 'NBD_OPT_STARTTLS has no data');
+    else if (this.#isSecure) this.reply(option, REP_ERR_INVALID, 'TLS is there already');
+    else if (host.tls === null || transport.startTls === undefined) this.reply(option, REP_ERR_UNSUP, 'no TLS here');
+    else this.#startTls();
   }
 
   #negotiate(option: number, byteLength: number, data: Uint8Array | null): boolean {

@@ -13,13 +13,15 @@ import {
   SHUTDOWN_TIMEOUT_MILLISECONDS,
 } from './bounds.ts';
 import { BufferPool, MemoryAccount } from './buffer-pool.ts';
-import { Connection, type ConnectionHost } from './connection.ts';
+import { Connection, type ConnectionHost, type ServerTls } from './connection.ts';
 import { ExportTable, type NbdExport } from './exports.ts';
 
 export interface NbdServerOptions {
   reactor: Reactor;
   /** The first one is the default, unless one is named `''`. More may be added later. */
   exports?: Iterable<NbdExport>;
+  /** Offers TLS, or insists on it; none unless given. */
+  tls?: ServerTls;
   /**
    * Lets clients negotiate extended headers: 64-bit lengths, an experimental extension of the protocol; false. Requests and
    * replies are a little longer with them.
@@ -75,6 +77,7 @@ export class NbdServer {
       exports: this.exports,
       handshakeTimeoutMilliseconds: options.handshakeTimeoutMilliseconds ?? HANDSHAKE_TIMEOUT_MILLISECONDS,
       maxConnectionRequestCount: options.maxConnectionRequestCount ?? MAX_CONNECTION_REQUEST_COUNT,
+      tls: options.tls ?? null,
       allowsExtendedHeaders: options.extendedHeaders ?? false,
       get isShuttingDown(): boolean {
         return server.#shutdown !== null;
