@@ -20,6 +20,8 @@ export const DIFFERENCES: readonly Difference[] = [
     command: 'dmsetup targets',
     why: 'fewer targets',
     output: [
+      'snapshot-origin  v1.9.0',
+      'snapshot         v1.16.0',
       'zero             v1.1.0',
       'striped          v1.6.0',
       'linear           v1.4.0',

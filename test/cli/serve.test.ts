@@ -172,6 +172,8 @@ test('dmkit targets prints what dmsetup targets would', async () => {
   const result = await dmkit(['targets']);
   expect(result.stdout).toBe(
     [
+      'snapshot-origin  v1.9.0',
+      'snapshot         v1.16.0',
       'zero             v1.1.0',
       'striped          v1.6.0',
       'linear           v1.4.0',

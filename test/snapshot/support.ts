@@ -4,8 +4,7 @@ import type { BlockDevice } from '../../src/block/block-device.ts';
 import type { TargetServices } from '../../src/block/target.ts';
 import type { MappedDevice } from '../../src/mapper/mapped-device.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
-import { builtinTargets, Targets } from '../../src/targets/index.ts';
-import { snapshot, snapshotOrigin } from '../../src/targets/snapshot/index.ts';
+import { Targets } from '../../src/targets/index.ts';
 import { type IssueOptions, issue, type Operation, SimulatedReactor } from '../../src/testing/index.ts';
 import { CountingResolver, resume } from '../support/stack.ts';
 
@@ -20,9 +19,7 @@ export class World {
     this.reactor = new SimulatedReactor({ seed: 1 });
     this.resolver = new CountingResolver(...devices);
     this.services = { reactor: this.reactor, engines: { blocking: false, poll: () => false } };
-    const names = new Set(builtinTargets.map((type) => type.name));
-    const own = [snapshot, snapshotOrigin].filter((type) => !names.has(type.name));
-    this.mapper = new Mapper(new Targets([...builtinTargets, ...own]), this.resolver, 253, this.services);
+    this.mapper = new Mapper(new Targets(), this.resolver, 253, this.services);
   }
 
   /** Makes a device, loads `table` and resumes it. */
