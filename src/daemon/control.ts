@@ -19,6 +19,8 @@ export interface DeviceStatus {
   live: boolean;
   inactive: boolean;
   openCount: number;
+  /** Requests that have been mapped and have not ended. */
+  inFlightCount: number;
   eventNumber: number;
   /** Lines of the live table (or the inactive one); 0 without. */
   targetCount: number;

@@ -54,6 +54,7 @@ export function statusOf(device: MappedDevice, readAheads: ReadAheads, inactive 
     live: table !== null,
     inactive: inactiveTable !== null,
     openCount: device.openCount,
+    inFlightCount: device.inFlightCount,
     eventNumber: device.eventNumber,
     targetCount: told?.targets.length ?? 0,
     readAhead: readAheads.get(device),
