@@ -14,8 +14,10 @@ export {
   type DeviceInfo,
   DeviceRegistry,
   type DeviceRegistryOptions,
+  type DirectIoChoice,
   MemoryDevice,
   type MemoryDeviceOptions,
+  type OpenOptions,
 } from './devices/index.ts';
 export * from './dm-io/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';

@@ -3,7 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { AnyTargetType } from '../block/target.ts';
-import { DeviceRegistry } from '../devices/index.ts';
+import { DeviceRegistry, type DirectIoChoice } from '../devices/index.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
 import { type CreateOptions, Mapper } from '../mapper/mapper.ts';
@@ -16,6 +16,8 @@ import { NodeLoop } from './node-loop.ts';
 export interface DeviceMapperOptions {
   /** Where relative paths in tables start; the working directory unless given. */
   baseFolder?: string;
+  /** Which files and block devices are opened around the page cache (O_DIRECT); none unless given. */
+  directIo?: DirectIoChoice;
   /** Target types of the program's own, beside those that dmkit brings. */
   targets?: readonly AnyTargetType[];
 }
@@ -49,6 +51,7 @@ export class DeviceMapper {
     this.devices = new DeviceRegistry({
       reactor: this.loop,
       ...(options.baseFolder === undefined ? {} : { baseFolder: options.baseFolder }),
+      ...(options.directIo === undefined ? {} : { directIo: options.directIo }),
     });
     const services = { reactor: this.loop, engines: this.devices.engines };
     this.mapper = new Mapper(this.targets, this.devices, chooseMajor(), services);
