@@ -1,0 +1,161 @@
+// `dmkit serve` at its edges: told to stop in the middle of work, deserted by clients, full of them.
+import { writeFileSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { connectNbd, type NbdConnection } from '../../src/nbd/index.ts';
+import { type Serving, serve } from '../support/cli.ts';
+import { describePeer, peer, run } from '../support/peers.ts';
+import { start } from '../support/process.ts';
+import { randomBytes, sha256, tempDir } from '../support/tmp.ts';
+
+const MIB = 1 << 20;
+const SIZE = 32 * MIB;
+/** A machine under load takes its time. */
+const patient = { timeout: 10_000 };
+
+function image(prefix: string): { folder: string; path: string; args: string[] } {
+  const folder = tempDir(prefix);
+  const path = join(folder, 'a.img');
+  writeFileSync(path, randomBytes(SIZE, 3));
+  return { folder, path, args: ['d', '--table', `0 ${SIZE / 512} linear ${path} 0`, '--nbd', `unix:${folder}/s`] };
+}
+
+/** Sends SIGTERM and waits: the exit code, and how long it took. */
+async function terminate(server: Serving): Promise<{ code: number | null; seconds: number }> {
+  const begin = performance.now();
+  process.kill(server.pid, 'SIGTERM');
+  const code = await server.exited;
+  return { code, seconds: (performance.now() - begin) / 1000 };
+}
+
+/** What an engine may open on its way; every client that is left behind would count for itself. */
+const ENGINE_FILES = 4;
+
+const openFiles = async (pid: number): Promise<number> => (await readdir(`/proc/${pid}/fd`)).length;
+
+describePeer(['fio'], 'SIGTERM', () => {
+  test('while fio writes and reads: the server ends with 0, fio with errors, neither hangs', async () => {
+    const { folder, args } = image('sigterm');
+    const server = await serve(args);
+    const fio = run(
+      peer('fio'),
+      [
+        '--name=busy',
+        '--ioengine=nbd',
+        `--uri=${server.uris[0]}`,
+        '--rw=randrw',
+        '--bs=64k',
+        '--size=16M',
+        '--iodepth=32',
+        '--time_based',
+        '--runtime=20',
+      ],
+      { cwd: folder, timeoutSeconds: 25 },
+    );
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    const { code, seconds } = await terminate(server);
+    expect(code).toBe(0);
+    expect(seconds).toBeLessThan(10);
+    const ended = await fio;
+    expect([ended.timedOut, ended.code === 0]).toEqual([false, false]);
+    expect(ended.stdout + ended.stderr).toMatch(/err=\s*(108|107|32|5|104|22|95)|shutdown|error/i);
+    expect(server.output()).not.toMatch(/unexpected|\n {4}at /);
+  });
+});
+
+test('SIGTERM does not wait for clients that never finish their handshake (CVE-2024-7409)', async () => {
+  const { folder, args } = image('sigterm');
+  const server = await serve(args);
+  const sockets = await Promise.all(Array.from({ length: 20 }, () => open(join(folder, 's'))));
+  sockets[0]!.write(Buffer.from('00000003', 'hex'));
+  sockets[1]!.write(Buffer.from('0000000349484156', 'hex'));
+  const { code, seconds } = await terminate(server);
+  expect(code).toBe(0);
+  expect(seconds).toBeLessThan(5);
+});
+
+/** A connected socket that reads what comes and is closed when the test ends. */
+function open(path: string): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(path);
+    onTestFinished(() => void socket.destroy());
+    socket.once('error', reject);
+    socket.once('connect', () => {
+      socket.on('error', () => {});
+      socket.resume();
+      resolve(socket);
+    });
+  });
+}
+
+describePeer(['nbdcopy'], 'clients that vanish', () => {
+  test('killed in the middle of copies, leave nothing, and harm nobody', async () => {
+    const { folder, path, args } = image('vanish');
+    writeFileSync(join(folder, 'big.img'), randomBytes(SIZE, 4));
+    const server = await serve(args);
+    const steady = await connectNbd(server.uris[0]!);
+    const before = await openFiles(server.pid);
+    for (let round = 0; round < 5; round++) {
+      const copies = [
+        await start(peer('nbdcopy'), ['-C', '4', server.uris[0]!, 'null:']),
+        await start(peer('nbdcopy'), ['-C', '4', join(folder, 'big.img'), server.uris[0]!]),
+      ];
+      await new Promise((resolve) => setTimeout(resolve, 10 + round * 15));
+      for (const copy of copies) {
+        try {
+          process.kill(copy.pid, 'SIGKILL');
+        } catch {
+          // It has finished already.
+        }
+      }
+      await Promise.all(copies.map((copy) => copy.exited));
+      expect(await steady.read(0, 4096)).toHaveLength(4096);
+    }
+    await expect.poll(() => openFiles(server.pid), patient).toBeLessThan(before + ENGINE_FILES);
+    await steady.close();
+    const whole = await run(peer('nbdcopy'), ['--flush', join(folder, 'big.img'), server.uris[0]!]);
+    expect(whole.code).toBe(0);
+    expect((await terminate(server)).code).toBe(0);
+    expect(sha256(path)).toBe(sha256(join(folder, 'big.img')));
+  });
+});
+
+test('256 clients at once are served; one more is not, until one leaves', async () => {
+  const { folder, args } = image('many');
+  const server = await serve(args);
+  const before = await openFiles(server.pid);
+  const clients: NbdConnection[] = [];
+  for (let i = 0; i < 256; i += 32) {
+    clients.push(...(await Promise.all(Array.from({ length: 32 }, () => connectNbd(server.uris[0]!)))));
+  }
+  const block = (i: number) => Buffer.alloc(4096, i);
+  await Promise.all(clients.map((client, i) => client.write(i * 4096, block(i))));
+  await Promise.all(clients.map((client) => client.flush()));
+  const read = await Promise.all(clients.map((client, i) => client.read(((i + 1) % 256) * 4096, 4096)));
+  for (const [i, data] of read.entries()) expect(data.equals(block((i + 1) % 256))).toBe(true);
+
+  await expect(connectNbd(server.uris[0]!)).rejects.toThrow();
+  await clients.pop()!.close();
+  const late = await expectConnection(server.uris[0]!);
+  expect((await late.read(0, 4096)).equals(block(0))).toBe(true);
+  await Promise.all([late, ...clients].map((client) => client.close()));
+  await expect.poll(() => openFiles(server.pid), patient).toBeLessThan(before + ENGINE_FILES);
+
+  // The same number of idlers in the handshake, and then the end.
+  await Promise.all(Array.from({ length: 256 }, () => open(join(folder, 's'))));
+  expect(await terminate(server)).toMatchObject({ code: 0 });
+}, 60_000);
+
+/** Connects as soon as there is room. */
+async function expectConnection(uri: string): Promise<NbdConnection> {
+  let connection: NbdConnection | undefined;
+  await expect
+    .poll(async () => {
+      connection ??= await connectNbd(uri).catch(() => undefined);
+      return connection !== undefined;
+    }, patient)
+    .toBe(true);
+  return connection!;
+}
