@@ -1,5 +1,5 @@
 // `dmkit serve` at its edges: told to stop in the middle of work, deserted by clients, full of them.
-import { writeFileSync } from 'node:fs';
+import { statSync, writeFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
@@ -37,8 +37,9 @@ const openFiles = async (pid: number): Promise<number> => (await readdir(`/proc/
 
 describePeer(['fio'], 'SIGTERM', () => {
   test('while fio writes and reads: the server ends with 0, fio with errors, neither hangs', async () => {
-    const { folder, args } = image('sigterm');
+    const { folder, path, args } = image('sigterm');
     const server = await serve(args);
+    const { mtimeMs } = statSync(path);
     const fio = run(
       peer('fio'),
       [
@@ -54,7 +55,9 @@ describePeer(['fio'], 'SIGTERM', () => {
       ],
       { cwd: folder, timeoutSeconds: 25 },
     );
-    await new Promise((resolve) => setTimeout(resolve, 1500));
+    // At work: what it writes arrives in the image.
+    await expect.poll(() => statSync(path).mtimeMs, { timeout: 15_000 }).not.toBe(mtimeMs);
+    await new Promise((resolve) => setTimeout(resolve, 300));
     const { code, seconds } = await terminate(server);
     expect(code).toBe(0);
     expect(seconds).toBeLessThan(10);
