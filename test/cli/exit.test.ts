@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
+import { ENGINES } from '../engine/harness.ts';
 import { start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
@@ -30,7 +31,7 @@ function busyProgram(image: string, ending: string): string {
   `;
 }
 
-describe.each(['direct', 'portable'])('on the %s engine', (engine) => {
+describe.each(ENGINES)('on the %s engine', (engine) => {
   test.each([
     ['process.exit', 'process.exit(3)', 3],
     ['an exception nobody catches', "setImmediate(() => { throw new Error('on purpose'); })", 1],

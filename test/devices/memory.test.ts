@@ -136,7 +136,10 @@ describe('a memory device', () => {
     const device = new MemoryDevice('m', 64, { readOnly: true, limits });
     expect(device.limits).toMatchObject({ logicalBlockSize: 4096, physicalBlockSize: 512, hasWriteCache: true });
     expect(perform(device, REQ_OP_WRITE, 0, 1, new Uint8Array(512))).toBe(Errno.EPERM);
-    expect(perform(device, REQ_OP_DISCARD, 0, 1)).toBe(Errno.EPERM);
+    // In the kernel's order: what a device cannot do at all comes before what it may not.
+    expect(perform(device, REQ_OP_DISCARD, 0, 1)).toBe(Errno.EOPNOTSUPP);
+    const discarding = new MemoryDevice('m', 64, { readOnly: true });
+    expect(perform(discarding, REQ_OP_DISCARD, 0, 1)).toBe(Errno.EPERM);
     const writable = new MemoryDevice('m', 64, { limits });
     expect(perform(writable, REQ_OP_DISCARD, 0, 1)).toBe(Errno.EOPNOTSUPP);
     expect(perform(writable, REQ_OP_FLUSH, 0, 0)).toBe(0);

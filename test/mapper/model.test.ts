@@ -7,6 +7,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { IoError } from '../../src/block/errors.ts';
 import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
 import type { Disk } from '../../src/reactor/disk.ts';
+import { ENGINES } from '../engine/harness.ts';
 import { runs } from '../support/seed.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
@@ -203,7 +204,7 @@ async function perform(world: World, op: Operation, step: number): Promise<void>
   }
 }
 
-describe.each(['direct', 'portable'])('on the %s engine', (engine) => {
+describe.each(ENGINES)('on the %s engine', (engine) => {
   const before = process.env.DMKIT_ENGINE;
   afterEach(() => {
     if (before === undefined) delete process.env.DMKIT_ENGINE;
@@ -214,7 +215,7 @@ describe.each(['direct', 'portable'])('on the %s engine', (engine) => {
     process.env.DMKIT_ENGINE = engine;
     await fc.assert(
       fc.asyncProperty(scenario, async ({ fileSizes, devices, operations }) => {
-        const world = await build({ fileSizes, devices }, engine === 'direct');
+        const world = await build({ fileSizes, devices }, engine !== 'portable');
         try {
           if (world.disks.length === 0) return;
           for (const [step, op] of operations.entries()) await perform(world, op, step);
