@@ -79,8 +79,11 @@ export class EngineSet {
   }
 
   set blocking(value: boolean) {
+    // Twice in each synchronous call: without an iterator, which costs a tenth of a cached read.
     this.#blocking = value;
-    for (const engine of this.#engines()) engine.blocking = value;
+    if (this.#direct !== null) this.#direct.blocking = value;
+    if (this.#ring !== null) this.#ring.blocking = value;
+    if (this.#portable !== null) this.#portable.blocking = value;
   }
 
   /**
