@@ -54,6 +54,7 @@ async function start(options: DaemonCommandOptions): Promise<Daemon> {
 export async function runDaemon(options: DaemonCommandOptions): Promise<void> {
   const daemon = await start(options);
   for (const signal of STOP_SIGNALS) process.on(signal, () => void daemon.stop('signal'));
+  process.on('uncaughtExceptionMonitor', (error) => daemon.noteCrash(error));
   if (options.readyDescriptor === undefined) process.stdout.write(`listening in ${daemonFolder().path}\n`);
   tellStarter(options.readyDescriptor, READY_TEXT);
   await daemon.stopped;

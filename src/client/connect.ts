@@ -78,11 +78,17 @@ export class ClientControl implements Control {
   }
 
   async #find(name: RequestName): Promise<RemoteControl | null> {
-    this.#remote = await findDaemon(this.folder);
-    if (this.#remote !== null) return this.#remote;
-    await this.#tellLost(name);
-    if (MAKES_DEVICES.includes(name)) this.#remote = await findOrStart(this.folder);
-    return this.#remote;
+    try {
+      this.#remote = await findDaemon(this.folder);
+      if (this.#remote !== null) return this.#remote;
+      await this.#tellLost(name);
+      if (MAKES_DEVICES.includes(name)) this.#remote = await findOrStart(this.folder);
+      return this.#remote;
+    } catch (error) {
+      // No refusal of a device's: it must not read like one.
+      if (error instanceof DmError && error.errno !== 0) throw new DmError(0, error.message, error.code);
+      throw error;
+    }
   }
 
   /** No daemon, but its journal or the one of its predecessor: devices are gone. */

@@ -156,6 +156,11 @@ export class Daemon {
     return null;
   }
 
+  /** Notes what ends the process: a crash should be told where one looks for it. */
+  noteCrash(error: unknown): void {
+    this.#log.error({ err: error }, 'crashed');
+  }
+
   /** Suspends with flush, takes everything down, and leaves. After a signal the journal stays: a restore is possible. */
   async stop(reason: StopReason): Promise<void> {
     if (this.#stopping) return;

@@ -2,11 +2,12 @@
 // command that does the same by hand. It ends by itself; with --keep it goes on serving until a signal comes.
 import { failingDisk } from './failing-disk.ts';
 import { join } from './join.ts';
+import { keep } from './keep.ts';
 import { Stage, say, title } from './stage.ts';
 import { stripe } from './stripe.ts';
 import { writeMany } from './write-many.ts';
 
-const ACTS = [join, stripe, failingDisk, writeMany];
+const ACTS = [join, stripe, failingDisk, writeMany, keep];
 
 /** Below the folder the demo is started in, so that the commands it prints work there afterwards. */
 const FOLDER = 'dmkit-demo';
