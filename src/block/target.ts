@@ -62,6 +62,9 @@ export interface TargetSetup {
    */
   hold(): void;
   release(): void;
+  /** Work of the target's own that a suspend waits for, as it does for requests; ended by {@link endWork}. */
+  beginWork(): void;
+  endWork(): void;
   /** @throws Error where the mapper was made without any */
   readonly services: TargetServices;
   /** Counts an event of the mapped device and wakes who waits for one. May be kept and called while the target lives. */

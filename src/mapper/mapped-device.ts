@@ -122,6 +122,15 @@ export class MappedDevice implements RequestOwner {
 
   // I/O
 
+  /** A target's own work: in flight like a request. */
+  beginWork(): void {
+    this.#gate.enter();
+  }
+
+  endWork(): void {
+    this.#gate.leave();
+  }
+
   submit(bio: Bio): void {
     if (this.#gate.holdsBack) {
       // Read-ahead has no reason to wait for a resume.

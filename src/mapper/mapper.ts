@@ -125,6 +125,7 @@ export class Mapper implements DeviceResolver {
         readOnly: options.readOnly ?? false,
         checkDevice: (lower) => refuseCycle(device, lower),
         onEvent: () => device.raiseEvent(),
+        onWork: (begins) => (begins ? device.beginWork() : device.endWork()),
         services: this.#services,
       }),
     );

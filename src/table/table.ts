@@ -27,6 +27,8 @@ export interface TableOptions {
   checkDevice?: (device: BlockDevice) => void;
   /** A target raised an event. */
   onEvent?: () => void;
+  /** A target's own work begins or has ended: a suspend waits for it. */
+  onWork?: (begins: boolean) => void;
   /** For targets that need them. */
   services?: TargetServices | undefined;
 }
@@ -204,6 +206,8 @@ class TableBuilder {
         raiseEvent: () => this.#options.onEvent?.(),
         hold: () => this.#devices.hold(),
         release: () => this.#devices.release(),
+        beginWork: () => this.#options.onWork?.(true),
+        endWork: () => this.#options.onWork?.(false),
         get services() {
           if (services === undefined)
             throw new Error(`${type.name}: this mapper was made without a reactor for targets`);

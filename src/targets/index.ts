@@ -4,12 +4,20 @@ import { DmError } from '../block/errors.ts';
 import type { AnyTargetType, TargetRegistry } from '../block/target.ts';
 import { error } from './error.ts';
 import { linear } from './linear.ts';
-import { snapshot, snapshotOrigin } from './snapshot/index.ts';
+import { snapshot, snapshotMerge, snapshotOrigin } from './snapshot/index.ts';
 import { striped } from './striped.ts';
 import { zero } from './zero.ts';
 
 /** What dmkit brings. */
-export const builtinTargets: readonly AnyTargetType[] = [error, linear, striped, zero, snapshot, snapshotOrigin];
+export const builtinTargets: readonly AnyTargetType[] = [
+  error,
+  linear,
+  striped,
+  zero,
+  snapshot,
+  snapshotOrigin,
+  snapshotMerge,
+];
 
 const MAX_TYPE_NAME_LENGTH = 15;
 

@@ -20,6 +20,7 @@ export const DIFFERENCES: readonly Difference[] = [
     command: 'dmsetup targets',
     why: 'fewer targets',
     output: [
+      'snapshot-merge   v1.5.0',
       'snapshot-origin  v1.9.0',
       'snapshot         v1.16.0',
       'zero             v1.1.0',

@@ -172,6 +172,7 @@ test('dmkit targets prints what dmsetup targets would', async () => {
   const result = await dmkit(['targets']);
   expect(result.stdout).toBe(
     [
+      'snapshot-merge   v1.5.0',
       'snapshot-origin  v1.9.0',
       'snapshot         v1.16.0',
       'zero             v1.1.0',

@@ -7,7 +7,9 @@ import { DM_MAPIO_REMAPPED, DM_MAPIO_SUBMITTED, TargetError, type TargetType } f
 import { lookUpDevice } from '../arguments.ts';
 import { parseSnapshotArguments } from './arguments.ts';
 import { forward } from './forward.ts';
+import { Merge } from './merge.ts';
 import { originOf } from './origin.ts';
+import { PersistentStore } from './persistent.ts';
 import { Snapshot } from './snapshot.ts';
 
 /** Syntax: `snapshot ORIGIN COW P|PO|N CHUNK [COUNT FEATURE...]`. */
@@ -65,4 +67,47 @@ export const snapshotOrigin: TargetType<BlockDevice> = {
   },
 
   queryExtent: (target, sector, sectorCount, done) => queryExtent(target.context, sector, sectorCount, done),
+};
+
+/** Syntax: as `snapshot`, with a persistent store. */
+export const snapshotMerge: TargetType<Merge> = {
+  name: 'snapshot-merge',
+  version: [1, 5, 0],
+
+  construct(target, args, setup) {
+    const parsed = parseSnapshotArguments(args, setup, false);
+    target.flushBioCount = 2;
+    if (parsed.features.discardZeroesCow) target.discardBioCount = parsed.features.discardPassdownOrigin ? 2 : 1;
+    if (!(parsed.store instanceof PersistentStore)) {
+      throw new TargetError('Snapshot exception store does not support snapshot-merge.');
+    }
+    return new Merge(new Snapshot(target, parsed, setup, true));
+  },
+
+  destruct: (target) => target.context.snapshot.destruct(),
+  map: (target, bio) => target.context.map(bio),
+  endIo: (target, bio) => target.context.endIo(bio),
+
+  status(target, type) {
+    const { snapshot } = target.context;
+    return type === 'table' ? snapshot.tableWords() : snapshot.info();
+  },
+
+  iterateDevices(target, visit) {
+    const { origin, cow } = target.context.snapshot;
+    visit(origin.device, 0, target.sectorCount);
+    visit(cow, 0, cow.sectorCount);
+  },
+
+  queryExtent: (target, sector, sectorCount, done) => target.context.snapshot.queryExtent(sector, sectorCount, done),
+  syncObstacle: (target) => (target.context.running ? 'chunks are being merged, turn by turn' : null),
+  presuspend: (target) => target.context.stop(),
+  presuspendUndo: (target) => target.context.start(),
+  postsuspend: (target) => target.context.snapshot.postsuspend(),
+  preresume: (target) => target.context.snapshot.preresume(),
+
+  resume(target) {
+    target.context.snapshot.resume();
+    target.context.start();
+  },
 };

@@ -112,6 +112,20 @@ export class PersistentStore implements ExceptionStore {
     };
   }
 
+  // Merging: records go, from the last one backwards, and nothing comes.
+
+  /** The area with the last record (or, where it has none, the next free one), and how many it has. */
+  get position(): { area: number; recordCount: number } {
+    return { area: this.#area, recordCount: this.#recordCount };
+  }
+
+  /** Fewer records are left. `counts`: for the numbers of the status, which show an area as soon as a run of it is gone. */
+  shrinkTo(area: number, recordCount: number, counts: boolean): void {
+    this.#area = area;
+    this.#recordCount = recordCount;
+    if (counts) this.#nextFree = areaChunk(area, this.#perArea) + recordCount + 1;
+  }
+
   // Commits
 
   commit(exception: Committable): void {

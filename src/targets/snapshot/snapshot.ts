@@ -17,6 +17,7 @@ import { formatFeatures, type SnapshotArguments, type SnapshotFeatures } from '.
 import { discardChunks } from './discard.ts';
 import { forward } from './forward.ts';
 import { type Origin, originOf } from './origin.ts';
+import { PersistentStore } from './persistent.ts';
 import { SnapshotState } from './state.ts';
 import { type ExceptionStore, StoreError } from './store.ts';
 
@@ -88,7 +89,7 @@ export class Snapshot {
   }
 
   get supportsMerge(): boolean {
-    return this.#store.word !== 'N';
+    return this.#store instanceof PersistentStore;
   }
 
   // Requests
