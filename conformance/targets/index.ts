@@ -1,0 +1,8 @@
+// The targets, one line each.
+import { error } from './error.ts';
+import { linear } from './linear.ts';
+import { striped } from './striped.ts';
+import type { TargetCases } from './target.ts';
+import { zero } from './zero.ts';
+
+export const targets: readonly TargetCases[] = [error, linear, striped, zero];
