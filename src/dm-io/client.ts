@@ -24,6 +24,11 @@ export interface DmIoClientOptions {
    * devices that end every request inside submit() (memory, and what is made of it) can be used synchronously.
    */
   engines?: SyncEngines;
+  /**
+   * Bios sent in a row before everything else in the reactor gets a turn; 64 unless given. Infinity for a layer of a
+   * stack: a synchronous call above it can't wait for another turn.
+   */
+  turnBioCount?: number;
 }
 
 /** Engines where there are none: no request of ours is under way outside submit(). */
@@ -59,16 +64,18 @@ export class DmIoClient implements JobOwner {
   /** Somebody up the stack is sending: whoever comes meanwhile leaves it to him. */
   #pumping = false;
   #turnIsQueued = false;
+  readonly #turnBioCount: number;
   readonly #pool: Job[] = [];
   readonly #takeTurn = (): void => {
     this.#turnIsQueued = false;
-    this.#pump(MAX_DM_IO_TURN_BIO_COUNT);
+    this.#pump(this.#turnBioCount);
   };
 
   /** @throws DmError EINVAL for a pageCount that is no whole number, 1 or more */
   constructor(options: DmIoClientOptions) {
     this.#reactor = options.reactor;
     this.#engines = options.engines ?? NO_ENGINES;
+    this.#turnBioCount = options.turnBioCount ?? MAX_DM_IO_TURN_BIO_COUNT;
     this.#credits = new PageCredits(options.pageCount ?? DEFAULT_DM_IO_PAGE_COUNT);
   }
 
@@ -108,7 +115,7 @@ export class DmIoClient implements JobOwner {
   resize(pageCount: number): void {
     this.#checkOpen();
     this.#credits.bound = pageCount;
-    this.#pump(MAX_DM_IO_TURN_BIO_COUNT);
+    this.#pump(this.#turnBioCount);
   }
 
   /**
@@ -144,7 +151,7 @@ export class DmIoClient implements JobOwner {
     if (job.notify === null) return this.#runSync(job, result);
     this.#unfinishedCount++;
     this.#push(job);
-    this.#pump(MAX_DM_IO_TURN_BIO_COUNT);
+    this.#pump(this.#turnBioCount);
     return 0;
   }
 
@@ -239,7 +246,7 @@ export class DmIoClient implements JobOwner {
       this.#dropHold(job);
     } finally {
       activeClientCount--;
-      if (!this.#turnIsQueued) this.#pump(MAX_DM_IO_TURN_BIO_COUNT);
+      if (!this.#turnIsQueued) this.#pump(this.#turnBioCount);
     }
   }
 
@@ -281,7 +288,7 @@ export class DmIoClient implements JobOwner {
     } finally {
       this.#engines.blocking = wasBlocking;
       if (!job.abandoned) this.#recycle(job);
-      this.#pump(MAX_DM_IO_TURN_BIO_COUNT);
+      this.#pump(this.#turnBioCount);
     }
   }
 
