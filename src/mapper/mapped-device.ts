@@ -1,6 +1,6 @@
 // A mapped device: two table slots, a live one that serves and an inactive one that waits for a resume; suspended or not
 // (drivers/md/dm.c, dm-ioctl.c). It is itself a block device, so that it can lie below another.
-import { type Bio, REQ_RAHEAD } from '../block/bio.ts';
+import { type Bio, REQ_OP_FLUSH, REQ_RAHEAD } from '../block/bio.ts';
 import type { BlockDevice, ExtentCallback } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -160,7 +160,7 @@ export class MappedDevice implements RequestOwner {
   /** Held back, and now to be mapped by the table that is live now. */
   #passDeferred(bio: Bio): void {
     // The table may have shrunk below a bio that fitted when it came.
-    if (bio.hasData && bio.sector + bio.sectorCount > this.sectorCount) bio.fail(Errno.EIO, this);
+    if (bio.op !== REQ_OP_FLUSH && bio.sector + bio.sectorCount > this.sectorCount) bio.fail(Errno.EIO, this);
     else this.#map(bio);
   }
 

@@ -1,7 +1,7 @@
 // The rules of a mapped device's life, one by one: states, names, events, users. Each test is a rule that an implementer
 // gets wrong.
 import { describe, expect, test } from 'vitest';
-import { REQ_OP_READ, REQ_OP_WRITE, REQ_RAHEAD } from '../../src/block/bio.ts';
+import { REQ_OP_DISCARD, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, REQ_RAHEAD } from '../../src/block/bio.ts';
 import { Errno } from '../../src/block/errno.ts';
 import type { DmError } from '../../src/block/errors.ts';
 import { type AnyTargetType, DM_MAPIO_REMAPPED, DM_MAPIO_REQUEUE, TargetError } from '../../src/block/target.ts';
@@ -445,6 +445,20 @@ describe('messages', () => {
     expect(device.message(9, 'other')).toBeUndefined();
   });
 });
+
+test.each([REQ_OP_WRITE, REQ_OP_DISCARD])(
+  'what waited and crosses the new end fails whole, nothing is done: %d',
+  (op) => {
+    const { mapper, a } = mapperOverOne();
+    const device = activate(mapper, 'd', '0 64 linear a 0');
+    device.suspend({}, () => {});
+    const bio = submit(device, op, 4, 8);
+    const flush = submit(device, REQ_OP_FLUSH, 60, 8);
+    mapper.load(device, '0 8 linear a 0');
+    resume(device);
+    expect([bio.status, flush.status, a.log]).toEqual([Errno.EIO, 0, ['flush 0+0']]);
+  },
+);
 
 test('what waited during a suspend is not overtaken by what comes while it goes out', () => {
   const { mapper, a } = mapperOverOne();
