@@ -71,7 +71,7 @@ describePeer(['nbdinfo'], 'nbdinfo', () => {
       can_trim: true,
       can_zero: true,
       can_multi_conn: true,
-      block_size_minimum: 512,
+      block_size_minimum: 1,
       block_size_preferred: 4096,
       block_size_maximum: 64 << 20,
     });

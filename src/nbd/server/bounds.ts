@@ -54,12 +54,6 @@ export const SEGMENT_BYTE_LENGTH = 1024 * 1024;
 /** Pieces of one WRITE that the device has. One more arrives meanwhile. */
 export const MAX_SEGMENT_COUNT = 4;
 
-/**
- * Received memory is used where it is from this length on; less is copied, since it may hold up a buffer many times its
- * size, and a list of many small pieces costs more than the copy.
- */
-export const MIN_PIECE_BYTE_LENGTH = 8192;
-
 /** What CACHE reads at once, and what it reads at the most: the client's wish is none to fill the memory. */
 export const CACHE_PIECE_BYTE_LENGTH = 256 * 1024;
 export const MAX_CACHE_BYTE_LENGTH = 64 * 1024 * 1024;
@@ -73,8 +67,12 @@ export const MAX_EXTENT_QUERY_COUNT = 65_536;
 /** Questions before everybody else gets a turn. */
 export const MAX_TURN_EXTENT_QUERY_COUNT = 1024;
 
-/** A READ from this length on is answered by a hole without reading, where the device knows at once that it is one. */
-export const MIN_HOLE_BYTE_LENGTH = 64 * 1024;
+/**
+ * A READ from this length on that gives nothing but zeroes is answered by a hole. Looking costs next to nothing where the
+ * data has another byte soon, and sending zeroes costs much more. (Asking the device first is no way: to find the end of
+ * an extent some file systems walk through the whole file.)
+ */
+export const MIN_HOLE_BYTE_LENGTH = 32 * 1024;
 
 /** Data moved for one connection before others (and timers) get their turn. */
 export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;

@@ -7,7 +7,7 @@ const SLACK_BYTE_LENGTH = 8192;
 const SMALLEST_SHIFT = 12;
 
 export interface PooledBuffer {
-  readonly bytes: Uint8Array;
+  readonly bytes: Buffer;
   readonly view: DataView;
   /** Regions of it that are in use or on their way out. */
   regionCount: number;

@@ -2,7 +2,7 @@
 // a WRITE reads the blocks at its ends, puts its data between and writes them back with nobody else in them (RangeLock);
 // a TRIM leaves its ends alone, and WRITE_ZEROES writes zeroes there.
 import { REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE } from '../../block/bio.ts';
-import { EXTENT_ZERO, queryExtent, submitBio } from '../../block/block-device.ts';
+import { submitBio } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import type { Reactor } from '../../block/reactor.ts';
 import { SECTOR_SHIFT, SECTOR_SIZE } from '../../block/sector.ts';
@@ -10,7 +10,6 @@ import { RangeRequest } from '../../block/zeroout.ts';
 import {
   CMD_BLOCK_STATUS,
   CMD_CACHE,
-  CMD_FLAG_DF,
   CMD_FLAG_FAST_ZERO,
   CMD_FLAG_FUA,
   CMD_FLAG_NO_HOLE,
@@ -21,7 +20,7 @@ import {
   CMD_WRITE,
   CMD_WRITE_ZEROES,
 } from '../protocol/constants.ts';
-import { CACHE_PIECE_BYTE_LENGTH, MAX_CACHE_BYTE_LENGTH, MIN_HOLE_BYTE_LENGTH } from './bounds.ts';
+import { CACHE_PIECE_BYTE_LENGTH, MAX_CACHE_BYTE_LENGTH } from './bounds.ts';
 import type { MemoryAccount } from './buffer-pool.ts';
 import type { RequestLimits } from './check.ts';
 import { ExtentList } from './extents.ts';
@@ -40,7 +39,7 @@ const STEP_EDGES = 6;
 export interface CommandHost {
   readonly reactor: Reactor;
   readonly account: MemoryAccount;
-  /** A reply can say what is good of a READ that failed, and that a range is a hole. */
+  /** A reply can say what is good of a READ that failed. */
   readonly hasChunks: boolean;
   /** A request that is a part of `parent`; it is to be started. */
   newPart(parent: Request): Request;
@@ -63,7 +62,6 @@ export class Commands {
   readonly #limits: RequestLimits;
   readonly #lock: RangeLock;
   readonly #mask: number;
-  #isHoleAnswer = false;
 
   constructor(host: CommandHost, limits: RequestLimits) {
     this.#host = host;
@@ -148,33 +146,10 @@ export class Commands {
   }
 
   #read(request: Request): void {
-    const { sector, byteLength, flags } = request;
-    if (
-      byteLength >= MIN_HOLE_BYTE_LENGTH &&
-      this.#host.hasChunks &&
-      (flags & CMD_FLAG_DF) === 0 &&
-      this.#knowsHole(request)
-    ) {
-      request.isHole = true;
-      this.#end(request, 0, -1);
-      return;
-    }
     request.step = STEP_DATA;
     const sectorCount = this.coverByteLength(request) >> SECTOR_SHIFT;
-    request.bio.reset(REQ_OP_READ, 0, this.#limits.device, sector, sectorCount);
+    request.bio.reset(REQ_OP_READ, 0, this.#limits.device, request.sector, sectorCount);
     submitBio(request.bio);
-  }
-
-  /** Whether the device says, here and now, that all of it reads as zeroes. Who would have to wait reads instead. */
-  #knowsHole(request: Request): boolean {
-    const sectorCount = this.coverByteLength(request) >> SECTOR_SHIFT;
-    let isHere = true;
-    this.#isHoleAnswer = false;
-    queryExtent(this.#limits.device, request.sector, sectorCount, (errno, count, flags) => {
-      if (isHere) this.#isHoleAnswer = errno === 0 && count >= sectorCount && (flags & EXTENT_ZERO) !== 0;
-    });
-    isHere = false;
-    return this.#isHoleAnswer;
   }
 
   /**

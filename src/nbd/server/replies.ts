@@ -13,6 +13,7 @@ import {
   CHUNK_OFFSET_DATA,
   CHUNK_OFFSET_HOLE,
   CMD_BLOCK_STATUS,
+  CMD_FLAG_DF,
   CMD_FLAG_FAST_ZERO,
   CMD_FLUSH,
   CMD_READ,
@@ -29,6 +30,7 @@ import {
   type RequestHeader,
   setUint64,
 } from '../protocol/wire.ts';
+import { MIN_HOLE_BYTE_LENGTH } from './bounds.ts';
 import type { PooledBuffer } from './buffer-pool.ts';
 import { ALLOCATION_CONTEXT_ID, EXTENDED_HEADERS, SIMPLE_REPLIES, STRUCTURED_REPLIES } from './negotiation.ts';
 import type { Output } from './output.ts';
@@ -94,8 +96,8 @@ export class Replies {
   }
 
   #answerRead(request: Request): void {
-    const hasChunks = this.#kind !== SIMPLE_REPLIES;
-    if (request.errno === 0 && !request.isHole && (request.byteLength > 0 || !hasChunks)) {
+    const isHole = this.#isHole(request);
+    if (request.errno === 0 && !isHole && (request.byteLength > 0 || this.#kind === SIMPLE_REPLIES)) {
       this.#sendData(request, request.byteLength, CHUNK_FLAG_DONE);
       return;
     }
@@ -108,9 +110,18 @@ export class Replies {
     const { buffer, start, end } = request;
     if (buffer!.used === end) buffer!.used = start;
     if (request.errno !== 0) this.#answerError(request);
-    else if (request.isHole) this.#hole(request);
+    else if (isHole) this.#hole(request);
     else this.#none(request);
     this.#output.release(buffer!);
+  }
+
+  #isHole({ errno, byteLength, flags, buffer, dataStart }: Request): boolean {
+    if (byteLength < MIN_HOLE_BYTE_LENGTH || this.#kind === SIMPLE_REPLIES) return false;
+    if (errno !== 0 || (flags & CMD_FLAG_DF) !== 0) return false;
+    const { bytes } = buffer!;
+    const end = dataStart + byteLength;
+    // All bytes are like the one before, and the first is zero.
+    return bytes[dataStart] === 0 && bytes.compare(bytes, dataStart, end - 1, dataStart + 1, end) === 0;
   }
 
   /** The header goes right before the data, over bytes of the region that nobody asked for. */

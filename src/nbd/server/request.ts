@@ -41,8 +41,6 @@ export class Request {
   goodByteLength = 0;
   /** A part that is to end with EOPNOTSUPP. */
   isRefused = false;
-  /** A READ whose whole range is a hole: nothing was read. */
-  isHole = false;
   /** A READ's reply, header first, or a WRITE's gathered data; null where there is neither. */
   buffer: PooledBuffer | null = null;
   /** Where in `buffer` this request's region begins and ends, and the first byte that was asked for. */
@@ -64,9 +62,6 @@ export class Request {
   isComplete = true;
   readonly #vec: BioVec = { page: NO_MEMORY, offset: 0, byteLength: 0 };
   readonly #one: readonly BioVec[] = [this.#vec];
-  #many: BioVec[] | null = null;
-  #spare: BioVec[] | null = null;
-  #edge: BioVec | null = null;
 
   constructor(onBioEnd: (request: Request) => void) {
     this.bio.onEnd = () => onBioEnd(this);
@@ -84,40 +79,17 @@ export class Request {
     this.bio.vecs = this.#one;
   }
 
-  /** Adds a piece to memory that comes in several. */
-  addMemory(page: Uint8Array, offset: number, byteLength: number): void {
-    this.#many ??= [];
-    this.#many.push(this.#newVec(page, offset, byteLength));
-    this.bio.vecs = this.#many;
-  }
-
   /** Other memory for the bio for now; that of the request stays for {@link wrapMemory}. */
   setEdgeMemory(page: Uint8Array, offset: number, byteLength: number): void {
-    this.#edge ??= { page, offset, byteLength };
-    this.#edge.page = page;
-    this.#edge.offset = offset;
-    this.#edge.byteLength = byteLength;
-    this.bio.vecs = [this.#edge];
+    this.bio.vecs = [{ page, offset, byteLength }];
   }
 
   /** Puts pieces around the request's memory; a length of 0 leaves one out. */
   wrapMemory(page: Uint8Array, head: number, tailOffset: number, tailByteLength: number): void {
-    if (this.#many === null || this.#many.length === 0) {
-      const { page: own, offset, byteLength } = this.#vec;
-      this.addMemory(own, offset, byteLength);
-    }
-    this.bio.vecs = this.#many!;
-    if (head > 0) this.#many!.unshift(this.#newVec(page, 0, head));
-    if (tailByteLength > 0) this.addMemory(page, tailOffset, tailByteLength);
-  }
-
-  #newVec(page: Uint8Array, offset: number, byteLength: number): BioVec {
-    const vec = this.#spare?.pop();
-    if (vec === undefined) return { page, offset, byteLength };
-    vec.page = page;
-    vec.offset = offset;
-    vec.byteLength = byteLength;
-    return vec;
+    const vecs: BioVec[] = [this.#vec];
+    if (head > 0) vecs.unshift({ page, offset: 0, byteLength: head });
+    if (tailByteLength > 0) vecs.push({ page, offset: tailOffset, byteLength: tailByteLength });
+    this.bio.vecs = vecs;
   }
 
   /** Makes it as new, and keeps nothing alive while it waits for another use. */
@@ -129,23 +101,11 @@ export class Request {
     this.partCount = 0;
     this.isComplete = true;
     this.isRefused = false;
-    this.isHole = false;
     this.isExclusive = false;
     this.errno = 0;
     this.errorSector = -1;
     this.goodByteLength = 0;
     this.#vec.page = NO_MEMORY;
-    if (this.#edge !== null) this.#edge.page = NO_MEMORY;
     this.bio.release();
-    if (this.#many !== null && this.#many.length > 0) this.#keepSpare(this.#many);
-  }
-
-  #keepSpare(many: BioVec[]): void {
-    this.#spare ??= [];
-    for (const vec of many) {
-      vec.page = NO_MEMORY;
-      this.#spare.push(vec);
-    }
-    many.length = 0;
   }
 }
