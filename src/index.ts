@@ -20,12 +20,14 @@ export {
   type OpenOptions,
 } from './devices/index.ts';
 export * from './dm-io/index.ts';
+export * from './kcopyd/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
 export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './reactor/device-mapper.ts';
 export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './reactor/disk.ts';
 export * from './reactor/dm-io-global.ts';
 export * from './reactor/dm-io-promise.ts';
+export * from './reactor/kcopyd-promise.ts';
 export { NodeLoop } from './reactor/node-loop.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

@@ -156,6 +156,9 @@ export class KcopydClient {
    * A destination that overlaps the source on the same device object gets what the source held before (memmove). Nothing
    * is flushed: what has ended is not durable yet.
    *
+   * `onProgress` is told after each sub-job how many sectors are done, failed ones included. It may be called inside this
+   * call, and inside somebody's synchronous call: it must do no more than write things down.
+   *
    * Source: drivers/md/dm-kcopyd.c, dm_kcopyd_copy.
    *
    * @throws DmError EINVAL, before any I/O: no or more than 8 destinations, unequal counts, unknown flags, what is no
@@ -178,8 +181,9 @@ export class KcopydClient {
     flags: number,
     fn: KcopydNotifyFunction<Context>,
     context?: Context,
+    onProgress?: (finishedSectorCount: number) => void,
   ): KcopydJobHandle {
-    return this.#start(from, dests, flags, fn as KcopydNotifyFunction, context);
+    return this.#start(from, dests, flags, fn as KcopydNotifyFunction, context, onProgress);
   }
 
   /**
@@ -203,8 +207,9 @@ export class KcopydClient {
     flags: number,
     fn: KcopydNotifyFunction<Context>,
     context?: Context,
+    onProgress?: (finishedSectorCount: number) => void,
   ): KcopydJobHandle {
-    return this.#start(null, dests, flags, fn as KcopydNotifyFunction, context);
+    return this.#start(null, dests, flags, fn as KcopydNotifyFunction, context, onProgress);
   }
 
   /**
@@ -305,8 +310,10 @@ export class KcopydClient {
     flags: number,
     fn: KcopydNotifyFunction,
     context: unknown,
+    onProgress: ((finishedSectorCount: number) => void) | undefined,
   ): CopyJob {
     const job = new CopyJob(this.#setup(from, dests, flags), fn, context);
+    job.onProgress = onProgress ?? null;
     if (from === null) job.zeroOperation = zeroOperationOf(job.dests);
     this.#completions.expect();
     if (job.count === 0) this.#tell(job);
@@ -424,8 +431,9 @@ export class KcopydClient {
     this.#throttle?.ended(this.#reactor.now());
     if (subJob.isWrite) {
       job.noteWrite(error);
+      job.writtenSectorCount = subJob.offset + subJob.count;
       this.#endPart(subJob);
-      if (job.writesInSequence) this.#writeNext(job, subJob.offset + subJob.count);
+      if (job.writesInSequence) this.#writeNext(job);
     } else if (!job.noteRead(error)) {
       job.sequenceEnd = Math.min(job.sequenceEnd, subJob.offset);
       this.#endPart(subJob);
@@ -445,10 +453,9 @@ export class KcopydClient {
   }
 
   /** WRITE_SEQ: a write has ended, and the one behind it may go. */
-  #writeNext(job: CopyJob, writtenSectorCount: number): void {
-    job.writtenSectorCount = writtenSectorCount;
+  #writeNext(job: CopyJob): void {
     this.#abortParked(job);
-    const index = job.parked.findIndex(({ offset }) => offset === writtenSectorCount);
+    const index = job.parked.findIndex(({ offset }) => offset === job.writtenSectorCount);
     if (index >= 0) this.#begin(job.parked.splice(index, 1)[0]!);
   }
 

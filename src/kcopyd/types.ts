@@ -28,8 +28,6 @@ export interface KcopydResult {
 export interface KcopydJobHandle {
   /** Sectors whose sub-jobs have ended, failed ones included. */
   readonly finishedSectorCount: number;
-  /** Called after each sub-job, not after the job's callback. It must do no more than write things down. */
-  onProgress: ((finishedSectorCount: number) => void) | null;
   /**
    * Starts no more sub-jobs. Those under way run to their end; then the callback comes, with every bit of `writeErr` set
    * and an error of code ECANCELED, unless all was started already.
