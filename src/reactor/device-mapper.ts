@@ -114,7 +114,12 @@ export class DeviceMapper {
     const device = this.mapper.get(name);
     for (const disk of this.#disks) if (disk.device === device) disk.close();
     await idle(device);
-    this.mapper.remove(device);
+    await this.#gone(device);
+  }
+
+  /** Resolves when it is removed, and what its targets still had to write is written. */
+  async #gone(device: MappedDevice): Promise<void> {
+    await new Promise<void>((resolve) => this.mapper.remove(device, {}, resolve));
   }
 
   /** Status or table lines of a device, as dmsetup prints them. */
@@ -136,11 +141,17 @@ export class DeviceMapper {
   async close(): Promise<void> {
     for (const disk of this.#disks) disk.close();
     for (const device of this.mapper.list()) await idle(device);
-    const busy = this.mapper.removeAll();
+    // From the top of each stack down, as long as something goes.
+    for (let free = this.#unused(); free !== undefined; free = this.#unused()) await this.#gone(free);
+    const busy = this.mapper.list();
     if (busy.length > 0) {
       const names = busy.map((device) => device.dmName).join(', ');
       throw new DmError(Errno.EBUSY, `still in use: ${names}; stop what serves or uses them first`);
     }
+  }
+
+  #unused(): MappedDevice | undefined {
+    return this.mapper.list().find((device) => device.openCount === 0);
   }
 
   #opened(argument: string, readOnly: boolean): Disk {

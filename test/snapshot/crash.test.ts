@@ -85,11 +85,18 @@ function submitOp(op: Op, device: MappedDevice) {
   return issue(device, 'write', { sector: op.sector, data: op.data, flags: op.fua ? REQ_FUA : 0 });
 }
 
+/** An origin with a pattern; a store whose first word alone is blank. */
+function contentOf(random: Random): Uint8Array {
+  const content = new Uint8Array((ORIGIN_SECTOR_COUNT + STORE_SECTOR_COUNT) * 512);
+  content.set(pattern(ORIGIN_SECTOR_COUNT, 1));
+  for (let at = ORIGIN_SECTOR_COUNT * 512 + 4; at < content.byteLength; at++) content[at] = Math.floor(random() * 256);
+  return content;
+}
+
 /** Some requests on a fresh snapshot, recorded. */
 function record(seed: number, chunk: number, features: string) {
   const random = randomFromSeed(seed);
-  const content = new Uint8Array((ORIGIN_SECTOR_COUNT + STORE_SECTOR_COUNT) * 512);
-  content.set(pattern(ORIGIN_SECTOR_COUNT, 1));
+  const content = contentOf(random);
   const disk = new SimulatedDevice('disk', ORIGIN_SECTOR_COUNT + STORE_SECTOR_COUNT, { seed, content });
   const holder = new World();
   const slow = new SlowDevice(disk, holder.reactor, random);
@@ -152,8 +159,7 @@ test('every crash of a merge leaves a merge that can be gone on with', () => {
     const seed = mixSeed(runSeed, round, 77);
     const random = randomFromSeed(seed);
     const chunk = [1, 2, 4, 8, 16][seed % 5]!;
-    const content = new Uint8Array((ORIGIN_SECTOR_COUNT + STORE_SECTOR_COUNT) * 512);
-    content.set(pattern(ORIGIN_SECTOR_COUNT, 1));
+    const content = contentOf(random);
     const model = pattern(ORIGIN_SECTOR_COUNT, 1);
     const first = new SimulatedDevice('disk', ORIGIN_SECTOR_COUNT + STORE_SECTOR_COUNT, { seed, content });
     const before = stack(first, chunk, '', 'both');

@@ -6,7 +6,7 @@ import type { MappedDevice } from '../../src/mapper/mapped-device.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { Targets } from '../../src/targets/index.ts';
 import { type IssueOptions, issue, type Operation, SimulatedReactor } from '../../src/testing/index.ts';
-import { CountingResolver, resume } from '../support/stack.ts';
+import { CountingResolver } from '../support/stack.ts';
 
 /** Devices, a mapper over them, and the clock. */
 export class World {
@@ -27,7 +27,7 @@ export class World {
     const device = this.mapper.create(name);
     try {
       this.mapper.load(device, table, options);
-      resume(device);
+      this.resume(device);
     } catch (error) {
       this.mapper.remove(device);
       throw error;
@@ -40,7 +40,11 @@ export class World {
   }
 
   resume(device: MappedDevice): void {
-    resume(device);
+    const outcome: (Error | null)[] = [];
+    device.resume({}, (error) => outcome.push(error));
+    if (outcome.length === 0) this.reactor.runUntilIdle();
+    if (outcome.length === 0) throw new Error('the resume waits');
+    if (outcome[0]) throw outcome[0];
   }
 
   suspend(device: MappedDevice): void {

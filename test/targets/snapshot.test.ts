@@ -655,5 +655,11 @@ describe('lazy commit', () => {
     world.write(device, 8, 8, 0xaa);
     world.suspend(device);
     expect(records(cow, 8)).toEqual(['1>2']);
+    world.resume(device);
+    world.write(device, 16, 8, 0xaa);
+    expect(records(cow, 8)).toEqual(['1>2']);
+    world.remove(device);
+    expect(records(cow, 8)).toEqual(['1>2', '2>3']);
+    expect(world.resolver.totalOpenCount).toBe(0);
   });
 });

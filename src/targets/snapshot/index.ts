@@ -36,6 +36,8 @@ export const snapshot: TargetType<Snapshot> = {
   },
 
   queryExtent: (target, sector, sectorCount, done) => target.context.queryExtent(sector, sectorCount, done),
+  presuspend: (target) => target.context.presuspend(),
+  presuspendUndo: (target) => target.context.presuspendUndo(),
   postsuspend: (target) => target.context.postsuspend(),
   preresume: (target) => target.context.preresume(),
   resume: (target) => target.context.resume(),

@@ -2,7 +2,6 @@
 // object is the identity, whatever path led to it. Lists live as long as somebody is on them.
 import type { Bio } from '../../block/bio.ts';
 import type { BlockDevice } from '../../block/block-device.ts';
-import { Errno } from '../../block/errno.ts';
 import { TargetError } from '../../block/target.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -137,8 +136,4 @@ export function originOf(device: BlockDevice): Origin {
     origins.set(device, origin);
   }
   return origin;
-}
-
-export function handoverRefused(text: string): TargetError {
-  return new TargetError(text, Errno.EINVAL);
 }

@@ -231,12 +231,13 @@ export class PersistentStore implements ExceptionStore {
     }
     const batch = this.#batch;
     this.#batch = [];
-    this.#durableCount += batch.length;
     if (status === 0) this.#turnThePage();
     else if (status === Errno.ENOSPC) this.#takeBack(batch.length);
     else this.#valid = false;
     const errno = status === 0 || status === Errno.ENOSPC ? status : Errno.EIO;
     for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);
+    // Not before: who asks meanwhile is told when all of them know.
+    this.#durableCount += batch.length;
     this.#tellFlushes(errno);
     this.#step();
   }

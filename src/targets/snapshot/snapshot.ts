@@ -219,6 +219,7 @@ export class Snapshot {
     this.origin.insert(this);
     this.active = true;
     this.suspended = false;
+    this.presuspendUndo();
   }
 
   #takeOver(source: Snapshot): void {
@@ -229,17 +230,21 @@ export class Snapshot {
     this.#adopt(state);
   }
 
-  /** Nothing is in flight from above. Records that may wait for a flush are written now. */
+  /** A suspend begins, and waits for the records that could have waited for a flush; later writes wait for theirs. */
+  presuspend(): void {
+    const { state, setup } = this;
+    if (state === null || !state.lazy || !state.valid) return;
+    state.isEager = true;
+    setup.beginWork();
+    state.flushStore(() => setup.endWork());
+  }
+
+  presuspendUndo(): void {
+    if (this.state !== null) this.state.isEager = false;
+  }
+
   postsuspend(): void {
     this.suspended = true;
-    const { state } = this;
-    if (state === null || !state.lazy) return;
-    const { engines } = this.setup.services;
-    const wasBlocking = engines?.blocking ?? false;
-    this.setup.hold();
-    if (engines !== undefined) engines.blocking = true;
-    state.flushStore(() => this.setup.release());
-    if (engines !== undefined) engines.blocking = wasBlocking;
   }
 
   destruct(): void {

@@ -29,6 +29,8 @@ export class SnapshotState implements PendingOwner {
   valid = true;
   /** No room for a write, on a store that lives on. */
   overflowed = false;
+  /** As without lazy commit: while a suspend waits. */
+  isEager = false;
   /** The line that has it. */
   setup: TargetSetup;
   readonly counters: SnapshotCounters = { exceptionCount: 0, copiedSectorCount: 0 };
@@ -166,7 +168,7 @@ export class SnapshotState implements PendingOwner {
   }
 
   #mayBeLazy(pending: PendingException): boolean {
-    if (pending.originWaiters !== null || this.#reads.has(pending.oldChunk)) return false;
+    if (this.isEager || pending.originWaiters !== null || this.#reads.has(pending.oldChunk)) return false;
     return pending.writer === null || (pending.writer.flags & REQ_FUA) === 0;
   }
 
