@@ -1,7 +1,15 @@
 // The public entry `dmkit/nbd`: serving devices, an NBD server, a client, URIs, and the event loop they run on.
 export { type ConnectAddress, type ListenAddress, type Listener, NodeLoop } from '../reactor/node-loop.ts';
 export type { NbdExportDetails } from './client/handshake.ts';
-export { connectNbd, listNbdExports, NbdConnection, openNbd } from './connect.ts';
+export {
+  type ConnectNbdOptions,
+  connectNbd,
+  listNbdExports,
+  NbdConnection,
+  type NbdExtent,
+  type NbdWriteZeroesOptions,
+  openNbd,
+} from './connect.ts';
 export { type BlockSizes, type ExportDescription, MalformedError } from './protocol/info.ts';
 export { formatNbdUri, type NbdUri, parseNbdUri } from './protocol/uri.ts';
 export { type NbdService, parseListenAddress, type ServeNbdOptions, serveNbd } from './serve.ts';

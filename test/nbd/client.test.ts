@@ -13,7 +13,8 @@ import { HeldDevice, ManualReactor, type MemoryTransport, pattern, transportPair
 const NO_DATA = new Uint8Array(0);
 const bytes = (...parts: (string | Uint8Array)[]) =>
   Buffer.concat(parts.map((part) => (typeof part === 'string' ? Buffer.from(part, 'hex') : part)));
-const GREETING = bytes(Buffer.from('NBDMAGICIHAVEOPT'), '0003');
+/** And no structured replies. */
+const GREETING = bytes(Buffer.from('NBDMAGICIHAVEOPT'), '0003', encodeOptionReply(8, 0x80000001, NO_DATA));
 const ACK = encodeOptionReply(7, 1, NO_DATA);
 const EXPORT = encodeOptionReply(7, 3, encodeExportInfo({ byteLength: 65536, transmissionFlags: 0x16d }));
 
@@ -72,10 +73,12 @@ describe('a client and our server', () => {
   it('learns what the server knows', () => {
     expect(withServer(new MemoryDevice('disk', 128)).client.details).toEqual({
       byteLength: 65536,
-      transmissionFlags: 0xd6d,
+      transmissionFlags: 0xded,
       name: 'disk',
       description: 'a disk',
       blockSizes: { minimum: 1, preferred: 4096, maximumPayload: 64 << 20 },
+      hasStructuredReplies: true,
+      hasBlockStatus: true,
     });
   });
 
@@ -107,7 +110,8 @@ describe('a client and our server', () => {
             client.write(offset, data, fua, expectErrno(Errno.ENOSPC));
             if (!isPastEnd) model.set(data, offset);
           } else {
-            if (kind === 'zero') client.writeZeroes(offset, count * 512, fua, fua, expectErrno(Errno.ENOSPC));
+            if (kind === 'zero')
+              client.writeZeroes(offset, count * 512, { noHole: fua, fua, fast: false }, expectErrno(Errno.ENOSPC));
             else client.trim(offset, count * 512, fua, expectErrno(Errno.ENOSPC));
             if (!isPastEnd) model.fill(0, offset, offset + count * 512);
           }

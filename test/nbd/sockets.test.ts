@@ -125,6 +125,39 @@ describe.each(['unix', 'tcp'])('client and server over %s', (kind) => {
     return { server, listener, uri: formatNbdUri({ ...where, exportName: 'disk/1' }) };
   }
 
+  it('shares a disk among several connections', async () => {
+    const { server, uri } = await serve(new MemoryDevice('disk', 1 << 17));
+    const disk = await connectNbd(uri, { connections: 4 });
+    expect([disk.connectionCount, server.statistics.connectionCount]).toEqual([4, 4]);
+    const data = pattern((40 << 20) + 7);
+    await disk.write(3, data);
+    await disk.flush();
+    expect(Buffer.compare(await disk.read(3, data.length), data)).toBe(0);
+    await disk.close();
+    await expect.poll(() => server.statistics.connectionCount, patient).toBe(0);
+    await expect(connectNbd(uri, { connections: 17 })).rejects.toMatchObject({ code: 'EINVAL' });
+  });
+
+  it('serves 256 connections at once, and closes one more', async () => {
+    const { server, uri } = await serve(new MemoryDevice('disk', 2048));
+    const disks = await Promise.all(Array.from({ length: 16 }, () => connectNbd(uri, { connections: 16 })));
+    expect(server.statistics.connectionCount).toBe(256);
+    await expect(connectNbd(uri)).rejects.toThrow();
+    const data = pattern(1 << 20);
+    // Every one changes its own bytes of every sector.
+    await Promise.all(
+      disks.flatMap((disk, i) =>
+        Array.from({ length: 32 }, (_, sector) => {
+          const at = sector * 512 + i * 32;
+          return disk.write(at, data.subarray(at, at + 32));
+        }),
+      ),
+    );
+    expect(Buffer.compare(await disks[0]!.read(0, 16384), data.subarray(0, 16384))).toBe(0);
+    await Promise.all(disks.map((disk) => disk.close()));
+    await expect.poll(() => server.statistics.connectionCount, patient).toBe(0);
+  });
+
   it('reads, writes, zeroes, lists', async () => {
     const { server, uri } = await serve(new MemoryDevice('disk', 16384));
     expect(await listNbdExports(uri)).toEqual([{ name: 'disk/1', description: 'a disk' }]);

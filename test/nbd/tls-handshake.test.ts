@@ -205,7 +205,7 @@ describe('a client that wants TLS', () => {
     handshake.consume(encodeOptionReply(STARTTLS, ACK, NOTHING), 0);
     expect([sent, tlsCount()]).toEqual([[], 1]);
     handshake.onSecure();
-    expect(sent).toEqual([expect.stringMatching(/^49484156454f505400000007/)]);
+    expect(sent).toEqual([expect.stringMatching(/^49484156454f505400000008/)]);
   });
 
   it.each([0x80000001, 0x80000002, 0x80000007])('goes no further when the server answers 0x%x', (type) => {

@@ -14,3 +14,15 @@ export const MAX_REQUEST_COUNT = 256;
 
 /** Bytes not yet sent past which requests wait, too. One request always goes. */
 export const MAX_UNSENT_BYTE_LENGTH = 16 * 1024 * 1024;
+
+/** A chunk without data: 65,536 extents, far more than there is use for in one answer; an error's text has less. */
+export const MAX_CHUNK_PAYLOAD_BYTE_LENGTH = 4 + 8 * 65_536;
+
+/** Pieces of one READ with gaps between them. Servers send them in order, or by the stripe. */
+export const MAX_SCATTERED_PIECE_COUNT = 4096;
+
+/** Of one READ or WRITE where the server names no bound, and where it names one that no memory has. */
+export const MAX_PAYLOAD_BYTE_LENGTH = 32 * 1024 * 1024;
+
+/** Connections of one disk. */
+export const MAX_CONNECTION_COUNT = 16;

@@ -1,12 +1,18 @@
 // An NBD client on any transport, with callbacks: many requests at one time, each ended once with an errno. When the
 // server dies, everything that waits for it ends at once.
+
+import { EXTENT_DATA } from '../../block/block-device.ts';
 import { Errno, errnoName } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
 import type { Reactor, Timer, Transport, TransportHandler, TransportSecurity } from '../../block/reactor.ts';
 import {
+  CMD_BLOCK_STATUS,
+  CMD_CACHE,
   CMD_DISC,
+  CMD_FLAG_FAST_ZERO,
   CMD_FLAG_FUA,
   CMD_FLAG_NO_HOLE,
+  CMD_FLAG_REQ_ONE,
   CMD_FLUSH,
   CMD_READ,
   CMD_TRIM,
@@ -14,35 +20,31 @@ import {
   CMD_WRITE_ZEROES,
   DEFAULT_MAX_PAYLOAD_BYTE_LENGTH,
   REQUEST_BYTE_LENGTH,
-  SIMPLE_REPLY_BYTE_LENGTH,
-  SIMPLE_REPLY_MAGIC,
   TRANSMISSION_READ_ONLY,
+  TRANSMISSION_SEND_CACHE,
+  TRANSMISSION_SEND_FAST_ZERO,
   TRANSMISSION_SEND_FLUSH,
   TRANSMISSION_SEND_FUA,
   TRANSMISSION_SEND_TRIM,
   TRANSMISSION_SEND_WRITE_ZEROES,
 } from '../protocol/constants.ts';
-import { errnoFromWireError } from '../protocol/errors.ts';
 import { type ExportDescription, MalformedError } from '../protocol/info.ts';
 import { emptyRequestHeader, encodeRequest, type RequestHeader } from '../protocol/wire.ts';
-import { HANDSHAKE_TIMEOUT_MILLISECONDS, MAX_REQUEST_COUNT, MAX_UNSENT_BYTE_LENGTH } from './bounds.ts';
+import {
+  HANDSHAKE_TIMEOUT_MILLISECONDS,
+  MAX_PAYLOAD_BYTE_LENGTH,
+  MAX_REQUEST_COUNT,
+  MAX_UNSENT_BYTE_LENGTH,
+} from './bounds.ts';
 import { ClientHandshake, type HandshakeGoal, type NbdExportDetails } from './handshake.ts';
-
-/** Called once when a request has ended: 0, or the errno that the server (or the loss of it) gave. */
-export type RequestCallback = (errno: number) => void;
+import { PendingRequest, type RequestCallback } from './pending.ts';
+import { ReplyReader } from './replies.ts';
 
 const NO_DATA = new Uint8Array(0);
 const TWO_TO_THE_32 = 0x1_0000_0000;
 
-class PendingRequest {
-  command = 0;
-  flags = 0;
-  offset = 0;
-  byteLength = 0;
-  /** A READ's destination or a WRITE's data. */
-  data: Uint8Array = NO_DATA;
-  done: RequestCallback = () => {};
-}
+/** Extents of a range: lengths in bytes and flags (EXTENT_HOLE, EXTENT_ZERO), one after the other; none after an error. */
+export type ExtentsCallback = (errno: number, pairs: readonly number[]) => void;
 
 type Opened = (error: Error | null, details: NbdExportDetails | null) => void;
 type Listed = (error: Error | null, exports: ExportDescription[] | null) => void;
@@ -71,14 +73,9 @@ export class NbdClient implements TransportHandler {
   #wakes = false;
   readonly #requestHeader: RequestHeader = emptyRequestHeader();
 
-  readonly #replyHeader = new Uint8Array(SIMPLE_REPLY_BYTE_LENGTH);
-  readonly #replyView = new DataView(this.#replyHeader.buffer);
-  #replyHeaderLength = 0;
-  /** The READ whose data is arriving, and how much of it is there. */
-  #reading: PendingRequest | null = null;
-  #readingLength = 0;
+  /** There once the handshake is over. */
+  #replies: ReplyReader | null = null;
 
-  /** @param security given: everything goes by TLS, and without it nowhere */
   constructor(reactor: Reactor, transport: Transport, security: TransportSecurity | null = null) {
     this.#reactor = reactor;
     this.#security = security;
@@ -98,6 +95,17 @@ export class NbdClient implements TransportHandler {
   /** The longest READ or WRITE that the server takes, in bytes. */
   get maxPayloadByteLength(): number {
     return this.#details?.blockSizes?.maximumPayload ?? DEFAULT_MAX_PAYLOAD_BYTE_LENGTH;
+  }
+
+  /** The longest that is given to it: a server without bound still has a memory, and so have we. A multiple of its blocks. */
+  get bestPayloadByteLength(): number {
+    const most = Math.min(this.maxPayloadByteLength, MAX_PAYLOAD_BYTE_LENGTH);
+    return most - (most % (this.#details?.blockSizes?.minimum ?? 1));
+  }
+
+  /** The connection is there and will take requests. */
+  get isOpen(): boolean {
+    return this.#details !== null && !this.#closed && !this.#closing;
   }
 
   /** Negotiates `exportName`. `done` is called once; on an error the connection is closed. */
@@ -129,8 +137,11 @@ export class NbdClient implements TransportHandler {
     this.#handshake = new ClientHandshake(goal, this.#security !== null, {
       send: (message) => this.#transport.send([message], () => {}),
       onStartTls: () => this.#startTls(),
-      onExport: (details) => {
+      onExport: (details, contextId) => {
         this.#details = details;
+        const find = (high: number, low: number) => (high === 0 ? (this.#slots[low] ?? undefined) : undefined);
+        const end = (request: PendingRequest): void => this.#end(request);
+        this.#replies = new ReplyReader({ find, end }, details.hasStructuredReplies, contextId);
         this.#endHandshake(null);
       },
       onList: (exports) => {
@@ -176,7 +187,7 @@ export class NbdClient implements TransportHandler {
 
   /** Makes durable what was answered before. A server without FLUSH has nothing to make durable. */
   flush(done: RequestCallback): void {
-    if (this.#details !== null && !this.#has(TRANSMISSION_SEND_FLUSH)) this.#reactor.wake(() => done(0));
+    if (this.#details !== null && !this.#has(TRANSMISSION_SEND_FLUSH)) this.#reactor.wake(() => done(0, -1));
     else this.#request(CMD_FLUSH, 0, 0, 0, NO_DATA, done);
   }
 
@@ -185,10 +196,41 @@ export class NbdClient implements TransportHandler {
     this.#optional(TRANSMISSION_SEND_TRIM, CMD_TRIM, fua ? CMD_FLAG_FUA : 0, offset, byteLength, done);
   }
 
-  /** Zeroes a range; with `noHole` it stays provisioned. EOPNOTSUPP where the server has no WRITE_ZEROES. */
-  writeZeroes(offset: number, byteLength: number, noHole: boolean, fua: boolean, done: RequestCallback): void {
-    const flags = (fua ? CMD_FLAG_FUA : 0) | (noHole ? CMD_FLAG_NO_HOLE : 0);
-    this.#optional(TRANSMISSION_SEND_WRITE_ZEROES, CMD_WRITE_ZEROES, flags, offset, byteLength, done);
+  /**
+   * Zeroes a range; with `noHole` it stays provisioned, with `fast` it fails with EOPNOTSUPP rather than take as long as a
+   * write. EOPNOTSUPP where the server has no WRITE_ZEROES, or does not know `fast`.
+   */
+  writeZeroes(
+    offset: number,
+    byteLength: number,
+    options: { noHole: boolean; fua: boolean; fast: boolean },
+    done: RequestCallback,
+  ): void {
+    const { noHole, fua, fast } = options;
+    const flags = (fua ? CMD_FLAG_FUA : 0) | (noHole ? CMD_FLAG_NO_HOLE : 0) | (fast ? CMD_FLAG_FAST_ZERO : 0);
+    const needed = fast ? TRANSMISSION_SEND_FAST_ZERO : TRANSMISSION_SEND_WRITE_ZEROES;
+    this.#optional(needed, CMD_WRITE_ZEROES, flags, offset, byteLength, done);
+  }
+
+  /** Says that a range will soon be read. A server that does not know it ignores it. */
+  cache(offset: number, byteLength: number, done: RequestCallback): void {
+    if (this.#details !== null && !this.#has(TRANSMISSION_SEND_CACHE)) this.#reactor.wake(() => done(0, -1));
+    else this.#request(CMD_CACHE, 0, offset, byteLength, NO_DATA, done);
+  }
+
+  /**
+   * Asks what is allocated of a range: at least one extent, maybe not all of the range; with `onlyOne` just the first. A
+   * server that does not tell has data everywhere.
+   */
+  blockStatus(offset: number, byteLength: number, onlyOne: boolean, done: ExtentsCallback): void {
+    if (this.#details !== null && !this.#details.hasBlockStatus) {
+      this.#reactor.wake(() => done(0, [byteLength, EXTENT_DATA]));
+      return;
+    }
+    const flags = onlyOne ? CMD_FLAG_REQ_ONE : 0;
+    const request = this.#request(CMD_BLOCK_STATUS, flags, offset, byteLength, NO_DATA, (errno) => {
+      done(errno, errno === 0 ? request!.extents : []);
+    });
   }
 
   #has(transmissionFlag: number): boolean {
@@ -204,7 +246,7 @@ export class NbdClient implements TransportHandler {
     done: RequestCallback,
   ): void {
     if (this.#details !== null && !this.#has(needed) && !this.#has(TRANSMISSION_READ_ONLY)) {
-      this.#reactor.wake(() => done(Errno.EOPNOTSUPP));
+      this.#reactor.wake(() => done(Errno.EOPNOTSUPP, -1));
     } else {
       this.#request(command, flags, offset, byteLength, NO_DATA, done);
     }
@@ -217,11 +259,11 @@ export class NbdClient implements TransportHandler {
     byteLength: number,
     data: Uint8Array,
     done: RequestCallback,
-  ): void {
+  ): PendingRequest | null {
     const errno = this.#refusal(command, flags, offset, byteLength);
     if (errno !== 0) {
-      this.#reactor.wake(() => done(errno));
-      return;
+      this.#reactor.wake(() => done(errno, -1));
+      return null;
     }
     const request = new PendingRequest();
     request.command = command;
@@ -232,14 +274,16 @@ export class NbdClient implements TransportHandler {
     request.done = done;
     this.#waiting.push(request);
     this.#wake();
+    return request;
   }
 
   /** What need not be asked of the server. */
   #refusal(command: number, flags: number, offset: number, byteLength: number): number {
     if (this.#closed || this.#closing || this.#details === null) return Errno.ESHUTDOWN;
-    if (command !== CMD_READ && command !== CMD_FLUSH && this.#has(TRANSMISSION_READ_ONLY)) return Errno.EPERM;
+    const changes = command === CMD_WRITE || command === CMD_TRIM || command === CMD_WRITE_ZEROES;
+    if (changes && this.#has(TRANSMISSION_READ_ONLY)) return Errno.EPERM;
     if (!(offset >= 0 && byteLength >= 0 && byteLength < TWO_TO_THE_32)) return Errno.EINVAL;
-    if (offset + byteLength > this.#details.byteLength) return command === CMD_READ ? Errno.EINVAL : Errno.ENOSPC;
+    if (offset + byteLength > this.#details.byteLength) return changes ? Errno.ENOSPC : Errno.EINVAL;
     if ((command === CMD_READ || command === CMD_WRITE) && byteLength > this.maxPayloadByteLength) return Errno.EINVAL;
     return (flags & CMD_FLAG_FUA) !== 0 && !this.#has(TRANSMISSION_SEND_FUA) ? Errno.EOPNOTSUPP : 0;
   }
@@ -277,6 +321,7 @@ export class NbdClient implements TransportHandler {
 
   #put(request: PendingRequest): void {
     const cookie = this.#freeCookies.pop() ?? this.#slots.push(null) - 1;
+    request.cookie = cookie;
     this.#slots[cookie] = request;
     this.#requestCount++;
     const message = new Uint8Array(REQUEST_BYTE_LENGTH);
@@ -330,7 +375,7 @@ export class NbdClient implements TransportHandler {
         if (!this.#handshake.isOver) return;
         this.#handshake = null;
       }
-      while (offset < chunk.byteLength && !this.#closed) offset += this.#takeReply(chunk, offset);
+      while (offset < chunk.byteLength && !this.#closed) offset += this.#replies!.take(chunk, offset);
     } catch (error) {
       if (error instanceof DmError) this.#fail(error);
       else if (error instanceof MalformedError) this.#fail(this.#broken(error));
@@ -343,50 +388,12 @@ export class NbdClient implements TransportHandler {
     return new DmError(Errno.EIO, message, 'EPROTO', { cause: error });
   }
 
-  #takeReply(chunk: Uint8Array, offset: number): number {
-    if (this.#reading !== null) return this.#takeData(this.#reading, chunk, offset);
-    const count = Math.min(SIMPLE_REPLY_BYTE_LENGTH - this.#replyHeaderLength, chunk.byteLength - offset);
-    this.#replyHeader.set(chunk.subarray(offset, offset + count), this.#replyHeaderLength);
-    this.#replyHeaderLength += count;
-    if (this.#replyHeaderLength === SIMPLE_REPLY_BYTE_LENGTH) {
-      this.#replyHeaderLength = 0;
-      this.#onReplyHeader();
-    }
-    return count;
-  }
-
-  #onReplyHeader(): void {
-    const view = this.#replyView;
-    if (view.getUint32(0) !== SIMPLE_REPLY_MAGIC) throw new MalformedError('a reply without its magic');
-    const cookie = view.getUint32(12);
-    const request = view.getUint32(8) === 0 ? this.#slots[cookie] : undefined;
-    if (request === undefined || request === null) throw new MalformedError('a reply to a request that was not sent');
-    this.#slots[cookie] = null;
-    this.#freeCookies.push(cookie);
-    const errno = errnoFromWireError(view.getUint32(4));
-    if (errno === 0 && request.command === CMD_READ && request.byteLength > 0) {
-      this.#reading = request;
-      this.#readingLength = 0;
-    } else {
-      this.#end(request, errno);
-    }
-  }
-
-  #takeData(request: PendingRequest, chunk: Uint8Array, offset: number): number {
-    const count = Math.min(request.byteLength - this.#readingLength, chunk.byteLength - offset);
-    request.data.set(chunk.subarray(offset, offset + count), this.#readingLength);
-    this.#readingLength += count;
-    if (this.#readingLength === request.byteLength) {
-      this.#reading = null;
-      this.#end(request, 0);
-    }
-    return count;
-  }
-
-  #end(request: PendingRequest, errno: number): void {
+  #end(request: PendingRequest): void {
+    this.#slots[request.cookie] = null;
+    this.#freeCookies.push(request.cookie);
     this.#requestCount--;
     if (this.#waiting.length > 0) this.#wake();
-    request.done(errno);
+    request.done(request.errno, request.errorOffset);
     this.#checkGoodbye();
   }
 
@@ -408,18 +415,17 @@ export class NbdClient implements TransportHandler {
     this.#closed = true;
     if (!this.#closing || this.requestCount > 0) this.#error = error;
     this.#transport.destroy();
-    const requests = [...this.#slots, this.#reading, ...this.#waiting];
+    const requests = [...this.#slots, ...this.#waiting];
     this.#slots.length = 0;
-    this.#reading = null;
     this.#waiting = [];
     this.#requestCount = 0;
     const errno = error instanceof DmError && error.errno === Errno.ESHUTDOWN ? Errno.ESHUTDOWN : Errno.EIO;
     this.#endHandshake(error);
-    for (const request of requests) request?.done(errno);
+    for (const request of requests) request?.done(errno, -1);
   }
 }
 
-/** `read at 4096 failed: EIO`, for the promise at the edge. */
-export function requestError(errno: number, what: string): DmError {
-  return new DmError(errno, `${what} failed: ${errnoName(errno)}`);
+/** `read at 4096 failed: EIO (at byte 8192)`, for the promise at the edge. */
+export function requestError(errno: number, what: string, errorOffset = -1): DmError {
+  return new DmError(errno, `${what} failed: ${errnoName(errno)}${errorOffset < 0 ? '' : ` (at byte ${errorOffset})`}`);
 }

@@ -3,6 +3,7 @@
 import { Errno } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
 import {
+  BASE_ALLOCATION,
   FLAG_FIXED_NEWSTYLE,
   FLAG_NO_ZEROES,
   GREETING_BYTE_LENGTH,
@@ -16,7 +17,9 @@ import {
   OPT_ABORT,
   OPT_GO,
   OPT_LIST,
+  OPT_SET_META_CONTEXT,
   OPT_STARTTLS,
+  OPT_STRUCTURED_REPLY,
   OPTION_MAGIC_HIGH,
   OPTION_MAGIC_LOW,
   OPTION_REPLY_HEADER_BYTE_LENGTH,
@@ -27,6 +30,7 @@ import {
   REP_ERR_UNSUP,
   REP_ERROR_BIT,
   REP_INFO,
+  REP_META_CONTEXT,
   REP_SERVER,
 } from '../protocol/constants.ts';
 import {
@@ -40,11 +44,16 @@ import {
   encodeGoRequest,
   MalformedError,
 } from '../protocol/info.ts';
+import { decodeMetaContext, encodeMetaContextRequest } from '../protocol/meta-context.ts';
 import { encodeOptionHeader, isOptionReply } from '../protocol/wire.ts';
 import { MAX_OPTION_REPLY_BYTE_LENGTH, MAX_OPTION_REPLY_COUNT } from './bounds.ts';
 
 /** What GO told about the export. */
 export interface NbdExportDetails extends ExportInfo {
+  /** Errors say where, and reads may tell holes. */
+  hasStructuredReplies: boolean;
+  /** The server tells what is allocated (base:allocation). */
+  hasBlockStatus: boolean;
   /** The name the server knows it by, which may not be the one that was asked; null where it does not say. */
   name: string | null;
   description: string | null;
@@ -59,7 +68,8 @@ export interface HandshakeEvents {
   send(message: Uint8Array): void;
   /** The server is ready for TLS. {@link ClientHandshake.onSecure} is to be called when it is there. */
   onStartTls(): void;
-  onExport(details: NbdExportDetails): void;
+  /** `contextId` is the number of base:allocation in replies, -1 where the server does not tell it. */
+  onExport(details: NbdExportDetails, contextId: number): void;
   onList(exports: ExportDescription[]): void;
 }
 
@@ -91,6 +101,8 @@ export class ClientHandshake {
   #data = new Uint8Array(0);
   #have = 0;
   #replyCount = 0;
+  #hasStructuredReplies = false;
+  #contextId = -1;
   #export: ExportInfo | null = null;
   #name: string | null = null;
   #description: string | null = null;
@@ -162,9 +174,33 @@ export class ClientHandshake {
     if (this.#goal.kind === 'list') {
       this.#sendOption(OPT_LIST, new Uint8Array(0), before);
     } else {
-      const infoTypes = [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE];
-      this.#sendOption(OPT_GO, encodeGoRequest(this.#goal.exportName, infoTypes), before);
+      this.#sendOption(OPT_STRUCTURED_REPLY, new Uint8Array(0), before);
     }
+  }
+
+  #sendGo(exportName: string): void {
+    const infoTypes = [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE];
+    this.#sendOption(OPT_GO, encodeGoRequest(exportName, infoTypes), new Uint8Array(0));
+  }
+
+  /** What the server answered to a wish that is none of our needs. */
+  #onWishAnswered(isGranted: boolean): void {
+    if (this.#goal.kind !== 'go') return;
+    const { exportName } = this.#goal;
+    if (this.#option === OPT_STRUCTURED_REPLY && isGranted) {
+      this.#hasStructuredReplies = true;
+      const data = encodeMetaContextRequest({ exportName, queries: [BASE_ALLOCATION] });
+      this.#sendOption(OPT_SET_META_CONTEXT, data, new Uint8Array(0));
+      return;
+    }
+    if (!isGranted) this.#contextId = -1;
+    this.#sendGo(exportName);
+  }
+
+  #onMetaContext(data: Uint8Array): void {
+    const { id, name } = decodeMetaContext(data);
+    if (name !== BASE_ALLOCATION || this.#contextId >= 0) throw new MalformedError('a context that was not asked for');
+    this.#contextId = id;
   }
 
   /** Sends an option, in one message with what comes before it. */
@@ -195,7 +231,11 @@ export class ClientHandshake {
     this.#state = 'reply header';
     const type = this.#view.getUint32(12);
     const data = this.#data;
-    if (type >= REP_ERROR_BIT) this.#onErrorReply(type, data);
+    const isWish = this.#option === OPT_STRUCTURED_REPLY || this.#option === OPT_SET_META_CONTEXT;
+    // A server under a rule (TLS, say) refuses the wish and the need alike: that is told in the answer to the need.
+    if (isWish && (type >= REP_ERROR_BIT || type === REP_ACK)) this.#onWishAnswered(type === REP_ACK);
+    else if (type >= REP_ERROR_BIT) this.#onErrorReply(type, data);
+    else if (type === REP_META_CONTEXT && this.#option === OPT_SET_META_CONTEXT) this.#onMetaContext(data);
     else if (type === REP_ACK && this.#option === OPT_STARTTLS) this.#onStartTlsAck();
     else if (type === REP_ACK) this.#onAck();
     else if (type === REP_INFO && this.#option === OPT_GO) this.#onInfo(data);
@@ -258,6 +298,9 @@ export class ClientHandshake {
     }
     this.#state = 'over';
     const blockSizes = this.#blockSizes;
-    this.#events.onExport({ ...info, name: this.#name, description: this.#description, blockSizes });
+    const hasStructuredReplies = this.#hasStructuredReplies;
+    const names = { name: this.#name, description: this.#description };
+    const hasBlockStatus = this.#contextId >= 0;
+    this.#events.onExport({ ...info, ...names, blockSizes, hasStructuredReplies, hasBlockStatus }, this.#contextId);
   }
 }
