@@ -76,7 +76,8 @@ export async function runRow(row, rounds, onProgress = () => {}) {
   return report;
 }
 
-const thousands = (value) => `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)}k`;
+const thousands = (value) =>
+  value < 1000 ? value.toPrecision(3) : `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)}k`;
 
 function line(cells, widths) {
   return cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  ');

@@ -9,6 +9,7 @@ import { describeMachine, findFolders } from './machine.mjs';
 import { dmIoRows } from './rows/dm-io.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
+import { startUpRows } from './rows/start-up.mjs';
 import { tableRows } from './rows/tables.mjs';
 
 const { values: flags } = parseArgs({
@@ -36,7 +37,7 @@ const options = {
 
 const folders = findFolders();
 const pattern = new RegExp(flags.rows);
-const rows = [nbdRows, inProcessRows, tableRows, dmIoRows]
+const rows = [nbdRows, inProcessRows, tableRows, dmIoRows, startUpRows]
   .flatMap((make) => make(folders, options))
   .filter(({ name }) => pattern.test(name));
 

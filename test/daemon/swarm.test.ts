@@ -146,7 +146,8 @@ test(
     expect((await client.info(name)).inFlightCount).toBe(0);
     await client.removeAll();
     await prepare(client, image);
-    expect(openFiles(pid)).toBe(filesBefore);
+    // Fewer is no leak: a connection may have been on its way out when they were counted.
+    expect(openFiles(pid)).toBeLessThanOrEqual(filesBefore);
     expect(memory(pid) - memoryBefore).toBeLessThan(150);
   },
   LIMIT_MS,
