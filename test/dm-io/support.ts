@@ -35,7 +35,6 @@ export class ManualReactor {
   }
 }
 
-export const ERRNO_EIO = 5;
 
 /** Pages in flight over several devices, as dm-io counts them. */
 export class PageMeter {
