@@ -199,12 +199,19 @@ class RawClient {
   #received: Uint8Array[] = [];
   #receivedByteLength = 0;
   isClosed = false;
+  /** Everything that came, once {@link keepAll} was called. */
+  readonly everything: Buffer[] = [];
+  #keepsAll = false;
 
   constructor(reactor: ManualReactor, server: NbdServer) {
     this.reactor = reactor;
     [this.client, this.serverSide] = transportPair(this.reactor);
     this.client.setHandler({
       onData: (chunk) => {
+        if (this.#keepsAll) {
+          this.everything.push(Buffer.from(chunk));
+          return;
+        }
         this.#received.push(chunk);
         this.#receivedByteLength += chunk.byteLength;
       },
@@ -216,6 +223,12 @@ class RawClient {
     });
     server.accept(this.serverSide);
     this.reactor.turn();
+  }
+
+  /** From now on (and from the beginning) what arrives is kept in `everything`, for a reader that comes later. */
+  keepAll(): void {
+    this.everything.push(...this.#received.splice(0).map((chunk) => Buffer.from(chunk)));
+    this.#keepsAll = true;
   }
 
   /** What has arrived and was not asked for yet. */
