@@ -1,5 +1,8 @@
 // The public entry `dmkit/nbd`: serving devices, an NBD server, a client, URIs, and the event loop they run on.
+export { NbdDevice } from '../devices/nbd.ts';
+export type { NbdReconnectOptions } from '../devices/nbd-links.ts';
 export { type ConnectAddress, type ListenAddress, type Listener, NodeLoop } from '../reactor/node-loop.ts';
+export { type AttachedNbd, type AttachNbdOptions, attachNbd, attachNbdUris, type NbdHost } from './attach.ts';
 export type { NbdExportDetails } from './client/handshake.ts';
 export {
   type ConnectNbdOptions,
