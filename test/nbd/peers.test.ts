@@ -1,6 +1,6 @@
 // Real clients against our server, over a Unix socket.
 import { createHash } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, statSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, onTestFinished } from 'vitest';
@@ -86,6 +86,16 @@ itPeer(['python3-libnbd'], 'libnbd gets the errors that the protocol asks for', 
     'zero of 4 GiB': 'ENOSPC',
     'zero read-only': 'EPERM',
     cache: 'ok',
+    'cache past end': 'EINVAL',
+    'status past end': 'EINVAL',
+    'status of nothing': 'EINVAL',
+    'zero part of a block with FAST_ZERO': 'ENOTSUP',
+    map: [MIB, 3, 65_536, 0, 3 * MIB - 65_536, 3],
+    'map, one': [MIB, 3],
+    'map, bytes': [1, 0, 2, 3],
+    hole: true,
+    'any bytes': true,
+    'any bytes, a part': true,
     list: [
       ['disk', 'a disk'],
       ['fixed', ''],
@@ -130,6 +140,47 @@ itPeer(['nbdcopy'], 'nbdcopy copies in over four connections and out again', asy
   writeFileSync(back, '');
   await succeed('nbdcopy', ['-C', '4', uri('fixed'), back]);
   expect(sha256(readFileSync(back))).toBe(sha256(bytes));
+  await expectQuiet();
+});
+
+itPeer(['nbdinfo', 'nbdcopy', 'qemu-img'], 'holes stay holes, in and out', async () => {
+  const { device, uri, expectQuiet } = await serve();
+  const folder = tempDir();
+  const sparse = join(folder, 'sparse');
+  writeFileSync(sparse, '');
+  truncateSync(sparse, SIZE);
+  const file = openSync(sparse, 'r+');
+  writeSync(file, randomBytes(MIB, 7), 0, MIB, 10 * MIB);
+  writeSync(file, randomBytes(MIB, 8), 0, MIB, 100 * MIB);
+  closeSync(file);
+  await succeed('nbdcopy', [sparse, uri('disk')]);
+  expect(device.allocatedByteLength).toBe(2 * MIB);
+  const map = JSON.parse(await succeed('nbdinfo', ['--map', '--json', uri('disk')]));
+  expect(map.map(({ offset, length, type }: Record<string, number>) => [offset, length, type])).toEqual([
+    [0, 10 * MIB, 3],
+    [10 * MIB, MIB, 0],
+    [11 * MIB, 89 * MIB, 3],
+    [100 * MIB, MIB, 0],
+    [101 * MIB, 27 * MIB, 3],
+  ]);
+  expect(await succeed('nbdinfo', ['--map', '--totals', uri('disk')])).toMatch(/^\s*2097152 +1\.6% +0 data$/m);
+  const qemu = JSON.parse(await succeed('qemu-img', ['map', '--output=json', '-f', 'raw', uri('disk')]));
+  expect(qemu.map(({ length, zero, data }: Record<string, unknown>) => [length, zero, data])).toEqual([
+    [10 * MIB, true, false],
+    [MIB, false, true],
+    [89 * MIB, true, false],
+    [MIB, false, true],
+    [27 * MIB, true, false],
+  ]);
+  for (const [i, copy] of (['nbdcopy', 'qemu-img'] as const).entries()) {
+    const back = join(folder, `back${i}`);
+    writeFileSync(back, '');
+    if (copy === 'nbdcopy') await succeed(copy, [uri('fixed'), back]);
+    else await succeed(copy, ['convert', '-f', 'raw', '-O', 'raw', uri('fixed'), back]);
+    expect(sha256(readFileSync(back))).toBe(sha256(readFileSync(sparse)));
+    expect(statSync(back).blocks * 512).toBeLessThan(3 * MIB);
+  }
+  await succeed('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', sparse, uri('fixed')]);
   await expectQuiet();
 });
 
@@ -180,5 +231,8 @@ itPeer(['fio'], 'fio verifies writes of any size, at depth, with flushes and tri
   await succeed('fio', [...common, ...verify, '--rw=randrw', '--rwmixread=50', '--bsrange=512-64k']);
   await succeed('fio', [...common, ...verify, '--rw=randwrite', '--bs=4k', '--fsync=32', '--verify_backlog=64']);
   await succeed('fio', [...common, '--rw=trimwrite', '--bs=64k']);
+  // Any bytes: blocks of 512 to 70,000 bytes that begin anywhere, 32 at a time.
+  const any = ['--bsrange=513-70001', '--bs_unaligned=1', '--norandommap', '--size=8M'];
+  await succeed('fio', [...common, ...verify, '--rw=randwrite', ...any, '--serialize_overlap=1']);
   await expectQuiet();
 });

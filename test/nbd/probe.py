@@ -61,6 +61,63 @@ probe("zero past end", lambda h: h.zero(512, size))
 probe("zero of 4 GiB", lambda h: h.zero(0xFFFFFE00, 0))
 probe("zero read-only", lambda h: h.zero(512, 0), read_only_uri)
 probe("cache", lambda h: h.cache(512, 0))
+probe("cache past end", lambda h: h.cache(512, size))
+probe("status past end", lambda h: h.block_status(512, size, lambda *_: 0))
+probe("status of nothing", lambda h: h.block_status(0, 0, lambda *_: 0))
+probe("zero part of a block with FAST_ZERO", lambda h: h.zero(100, 10, nbd.CMD_FLAG_FAST_ZERO))
+
+
+def holes():
+    """What the map says after a few changes, in pieces and whole."""
+    h = nbd.NBD()
+    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    h.connect_uri(uri)
+    h.trim(4 << 20, 0)
+    h.pwrite(b"x" * 65536, 1 << 20)
+
+    def status(length, offset, flags=0):
+        extents = []
+        h.block_status(length, offset, lambda name, at, entries, error: extents.extend(entries) or 0, flags)
+        return extents
+
+    answers["map"] = status(4 << 20, 0)
+    answers["map, one"] = status(4 << 20, 0, nbd.CMD_FLAG_REQ_ONE)
+    answers["map, bytes"] = status(3, (1 << 20) + 65535)
+    chunks = []
+    h.pread_structured(256 << 10, 2 << 20, lambda data, at, kind, error: chunks.append([at, len(data), kind]) or 0)
+    answers["hole"] = chunks == [[2 << 20, 256 << 10, nbd.READ_HOLE]]
+    h.shutdown()
+
+
+def random_bytes():
+    """Changes of any bytes by four connections, against a model; each has its own bytes of every block."""
+    import random
+
+    rng = random.Random(4711)
+    handles = [opened() for _ in range(4)]
+    base, length = 8 << 20, 1 << 16
+    handles[0].zero(length, base)
+    model = bytearray(length)
+    for _ in range(300):
+        pending = []
+        for i, h in enumerate(handles):
+            at = rng.randrange(length // 64) * 64 + i * 16
+            count = rng.randrange(1, 17)
+            data = rng.randbytes(count)
+            model[at : at + count] = data
+            pending.append((h, h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), base + at)))
+        for h, cookie in pending:
+            while not h.aio_command_completed(cookie):
+                h.poll(-1)
+    answers["any bytes"] = handles[1].pread(length, base) == bytes(model)
+    at = rng.randrange(length - 5000)
+    answers["any bytes, a part"] = handles[2].pread(5000, base + at) == bytes(model[at : at + 5000])
+    for h in handles:
+        h.shutdown()
+
+
+holes()
+random_bytes()
 
 
 def options():
