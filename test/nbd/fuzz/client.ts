@@ -112,7 +112,11 @@ function answer(random: Random, asked: Asked, cookie: number, hasChunks: boolean
     return chunk(cookie, 0x8002, 1, Buffer.concat([four(5), Buffer.alloc(2), place(at, Buffer.alloc(0))]));
   }
   if (!hasChunks || (command !== 0 && command !== 7 && random.oneIn(2))) {
-    return simple(cookie, 0, Buffer.alloc(command === 0 ? byteLength + (isLie ? random.below(9) - 4 : 0) : 0, SENT));
+    return simple(
+      cookie,
+      0,
+      Buffer.alloc(command === 0 ? Math.max(0, byteLength + (isLie ? random.below(9) - 4 : 0)) : 0, SENT),
+    );
   }
   if (command === 7) {
     const extents = Array.from({ length: 1 + random.below(4) }, () =>
