@@ -9,6 +9,7 @@ import { describeMachine, findFolders } from './machine.mjs';
 import { dmIoRows } from './rows/dm-io.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
+import { snapshotRows } from './rows/snapshot.mjs';
 import { startUpRows } from './rows/start-up.mjs';
 import { tableRows } from './rows/tables.mjs';
 
@@ -37,7 +38,7 @@ const options = {
 
 const folders = findFolders();
 const pattern = new RegExp(flags.rows);
-const rows = [nbdRows, inProcessRows, tableRows, dmIoRows, startUpRows]
+const rows = [nbdRows, inProcessRows, tableRows, dmIoRows, snapshotRows, startUpRows]
   .flatMap((make) => make(folders, options))
   .filter(({ name }) => pattern.test(name));
 
