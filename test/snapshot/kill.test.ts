@@ -70,24 +70,28 @@ function check(
   }
 }
 
-test('what had ended is there after a SIGKILL at any moment', async () => {
-  printSeedOnFailure();
-  let batchCount = 0;
-  for (let round = 0; round < runs(30); round++) {
-    const folder = tempDir('kill');
-    const seed = Math.floor(random() * 2 ** 31);
-    const base = makeImage(join(folder, 'o.img'), SECTOR_COUNT, seed);
-    closeSync(openSync(join(folder, 'c.img'), 'w'));
-    truncateSync(join(folder, 'c.img'), 4 * SECTOR_COUNT * 512);
-    const words = `P ${[1, 4, 8, 16, 32][round % 5]}${round % 3 === 2 ? ' 1 lazy_commit' : ''}`;
-    const log = await killedAfter(random() * 40, folder, seed, words);
-    const { contents, underWay, endedCount } = expectations(base, log, seed);
-    batchCount += endedCount;
-    const dm = new DeviceMapper({ baseFolder: folder });
-    const snapshot = await opened(dm, `0 ${SECTOR_COUNT} snapshot o.img c.img ${words}`);
-    check('snapshot', await snapshot.read(0, SECTOR_COUNT), contents.snapshot!, underWay);
-    check('origin', readFileSync(join(folder, 'o.img')), contents.origin!, underWay);
-    await dm.close();
-  }
-  expect(batchCount).toBeGreaterThan(0);
-}, 240_000);
+test(
+  'what had ended is there after a SIGKILL at any moment',
+  async () => {
+    printSeedOnFailure();
+    let batchCount = 0;
+    for (let round = 0; round < runs(30); round++) {
+      const folder = tempDir('kill');
+      const seed = Math.floor(random() * 2 ** 31);
+      const base = makeImage(join(folder, 'o.img'), SECTOR_COUNT, seed);
+      closeSync(openSync(join(folder, 'c.img'), 'w'));
+      truncateSync(join(folder, 'c.img'), 4 * SECTOR_COUNT * 512);
+      const words = `P ${[1, 4, 8, 16, 32][round % 5]}${round % 3 === 2 ? ' 1 lazy_commit' : ''}`;
+      const log = await killedAfter(random() * 40, folder, seed, words);
+      const { contents, underWay, endedCount } = expectations(base, log, seed);
+      batchCount += endedCount;
+      const dm = new DeviceMapper({ baseFolder: folder });
+      const snapshot = await opened(dm, `0 ${SECTOR_COUNT} snapshot o.img c.img ${words}`);
+      check('snapshot', await snapshot.read(0, SECTOR_COUNT), contents.snapshot!, underWay);
+      check('origin', readFileSync(join(folder, 'o.img')), contents.origin!, underWay);
+      await dm.close();
+    }
+    expect(batchCount).toBeGreaterThan(0);
+  },
+  runs(240_000),
+);
