@@ -35,7 +35,6 @@ export class ManualReactor {
   }
 }
 
-
 /** Pages in flight over several devices, as dm-io counts them. */
 export class PageMeter {
   now = 0;
