@@ -121,8 +121,11 @@ export class NbdDevice implements BlockDevice {
   readonly #maxDataByteLength: number;
   /** Writes were acknowledged since the last flush. */
   #isDirty = false;
-  /** A connection was lost with such writes. */
-  #mayHaveLostWrites = false;
+  /** Flushes under way that cover such writes. */
+  #dirtyFlushCount = 0;
+  /** How often a connection was lost with such writes, and how many of these losses a flush has told. */
+  #lossCount = 0;
+  #toldLossCount = 0;
 
   /**
    * Connects. `done` is called once.
@@ -184,7 +187,8 @@ export class NbdDevice implements BlockDevice {
   }
 
   onConnectionLost(): void {
-    if (this.#isDirty) this.#mayHaveLostWrites = true;
+    // A loss may be noticed only when the flush is sent: the writes that it covers count until it has ended.
+    if (this.#isDirty || this.#dirtyFlushCount > 0) this.#lossCount++;
   }
 
   submit(bio: Bio): void {
@@ -213,14 +217,17 @@ export class NbdDevice implements BlockDevice {
   #flush(work: Work, next: (() => void) | null): void {
     work.next = next;
     work.pending = 1;
+    const dirtyFlushCount = this.#isDirty ? 1 : 0;
     this.#isDirty = false;
-    const failsAnyway = this.#mayHaveLostWrites;
-    this.#mayHaveLostWrites = false;
+    this.#dirtyFlushCount += dirtyFlushCount;
+    const toldLossCount = this.#toldLossCount;
     this.#links.submit({
       send: (client, done) => client.flush(done),
       end: (errno) => {
-        const lost = failsAnyway || this.#mayHaveLostWrites;
+        this.#dirtyFlushCount -= dirtyFlushCount;
+        const lost = this.#lossCount > toldLossCount;
         if (errno !== 0) this.#isDirty = true;
+        else this.#toldLossCount = this.#lossCount;
         work.note(errno === 0 && lost ? Errno.EIO : errno, 0);
         this.#ended(work);
       },
