@@ -4,6 +4,7 @@ import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
 import { hasInheritedSocket } from './activation.ts';
 import { addControlCommands } from './control-program.ts';
+import type { CopyCommandOptions } from './copy.ts';
 import { reportFailure } from './failure.ts';
 import type { ServeOptions } from './serve.ts';
 import { runWord } from './words.ts';
@@ -53,9 +54,41 @@ function buildProgram(setExitCode: (code: number) => void): Command {
       setExitCode(await serve({ ...options, names }));
     });
 
+  program
+    .command('copy')
+    .description('copy one image or device to as many as 64')
+    .argument('<device...>', 'the source, then the destinations; with --zero, destinations alone')
+    .option('--keep-going', 'narrow what fails to the failing blocks, and do the rest')
+    .option('--verify', 'read everything back, from the medium where that can be had, and compare')
+    .option('--zero', 'fill the destinations with zeroes')
+    .option('--skip-holes', 'leave alone what the source has no data for, instead of zeroing it')
+    .option('--rate <bytes>', 'bytes a second for each destination, such as 50M')
+    .option('--mapfile <file>', "keep GNU ddrescue's map of what is done; FILE.1, FILE.2 … for several destinations")
+    .option('--retry', 'go on with what the map lacks')
+    .option('--json', 'one JSON object a line')
+    .addHelpText('after', COPY_HELP)
+    .action(async (names: string[], options: CopyCommandOptions) => {
+      setExitCode(await (await import('./copy.ts')).runCopy(names, options));
+    });
+
   addControlCommands(program, setExitCode);
   return program;
 }
+
+const COPY_HELP = `
+SOURCE and DESTINATION are image files, block devices, /dev/mapper/NAME of dmkit's own, or NBD URIs; each may end in
+:SECTOR+COUNT, in sectors of 512 bytes. An image that is not there is made. Every destination goes at its own pace, and one
+that fails does not stop the others. Parts of the source that are known to be zeroes are zeroed, not sent.
+
+What failed is named in the last lines. Exit code: 0 all is done, 1 something failed, 130 stopped by ctrl-C.
+
+Examples:
+  dmkit copy golden.img /dev/sdb /dev/sdc /dev/sdd --verify
+  dmkit copy golden.img a.img b.img --keep-going --mapfile copy.map
+  dmkit copy golden.img a.img b.img --mapfile copy.map --retry
+  dmkit copy nbd://host/disk local.img
+  dmkit copy disk.img:0+2048 /dev/mapper/new:34816+2048
+  dmkit copy --zero /dev/sdb:0+2048`;
 
 const SERVE_HELP = `
 A table has dmsetup's form, one line a target: START LENGTH TYPE PARAMETERS, in sectors of 512 bytes.

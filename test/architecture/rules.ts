@@ -18,6 +18,7 @@ export const ORDER = [
   'reactor',
   'nbd/server',
   'nbd',
+  'copy',
   'testing',
   'daemon',
   'adapters',

@@ -1,0 +1,177 @@
+// dmkit copy: one source to many destinations; what became of each, in the last lines and in the exit code.
+import { constants } from 'node:os';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
+import { connect } from '../client/index.ts';
+import { MAX_TOLD_RANGE_COUNT } from '../copy/bounds.ts';
+import { Copy, type CopyOptions } from '../copy/copy.ts';
+import type { Destination } from '../copy/destination.ts';
+import { DONE } from '../copy/ranges.ts';
+import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { bytesText, type Watch, watchWithBars, watchWithEvents, watchWithLines, writeEvent } from './copy-progress.ts';
+
+export interface CopyCommandOptions {
+  keepGoing?: boolean;
+  verify?: boolean;
+  zero?: boolean;
+  skipHoles?: boolean;
+  rate?: string;
+  mapfile?: string;
+  retry?: boolean;
+  json?: boolean;
+}
+
+const EXIT_FAILURE = 1;
+/** What a shell gives for a process that a signal ended, less the signal's number. */
+const EXIT_SIGNAL = 128;
+const RATE_UNITS = ['', 'K', 'M', 'G', 'T'];
+
+function parseRate(text: string): number {
+  const parts = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text);
+  const value = parts === null ? 0 : Number(parts[1]) * 1024 ** RATE_UNITS.indexOf(parts[2]!.toUpperCase());
+  if (value >= 1) return value;
+  throw new DmError(
+    Errno.EINVAL,
+    `--rate ${text}: bytes a second are needed, such as 50M (K, M, G, T are powers of 1024)`,
+  );
+}
+
+function checkOptions(names: readonly string[], options: CopyCommandOptions): void {
+  const refuse = (text: string): never => {
+    throw new DmError(Errno.EINVAL, text);
+  };
+  if (options.zero && options.skipHoles) refuse('--zero has no source, and so no holes to skip');
+  if (options.retry && options.mapfile === undefined) refuse('--retry needs the map of an earlier copy: --mapfile');
+  if (!options.zero && names.length < 2)
+    refuse('a source and one destination at least are needed; --zero has no source');
+}
+
+async function mapperUri(name: string): Promise<string> {
+  const client = connect();
+  try {
+    return await client.uri(name);
+  } finally {
+    await client.close();
+  }
+}
+
+/** Runs the command. @returns the exit code: 0 all done, 1 something failed, 130 interrupted */
+export async function runCopy(names: string[], options: CopyCommandOptions): Promise<number> {
+  checkOptions(names, options);
+  const { keepGoing, verify, skipHoles, mapfile, retry } = options;
+  const aborter = new AbortController();
+  const copyOptions: CopyOptions = { mapperUri, signal: aborter.signal };
+  Object.assign(copyOptions, { keepGoing, verify, skipHoles, retry });
+  if (mapfile !== undefined) copyOptions.mapfile = mapfile;
+  if (options.rate !== undefined) copyOptions.bytesPerSecond = parseRate(options.rate);
+  const dm = new DeviceMapper();
+  const [source, destinations] = options.zero ? [null, names] : [names[0]!, names.slice(1)];
+  let signalNumber = 0;
+  const stop = (signal: NodeJS.Signals): void => {
+    signalNumber = constants.signals[signal];
+    aborter.abort();
+  };
+  try {
+    const copy = await Copy.open(dm, source, destinations, copyOptions);
+    process.on('SIGINT', stop).on('SIGTERM', stop);
+    try {
+      await watched(copy, options);
+      report(copy, options);
+    } finally {
+      process.off('SIGINT', stop).off('SIGTERM', stop);
+      await copy.close();
+    }
+    if (signalNumber !== 0) return EXIT_SIGNAL + signalNumber;
+    return copy.complete ? 0 : EXIT_FAILURE;
+  } finally {
+    await dm.close();
+  }
+}
+
+async function watched(copy: Copy, options: CopyCommandOptions): Promise<void> {
+  let watch: Watch;
+  if (options.json) watch = watchWithEvents(copy);
+  else if (process.stderr.isTTY) watch = await watchWithBars(copy);
+  else watch = watchWithLines(copy);
+  try {
+    await copy.run();
+  } finally {
+    watch.stop();
+  }
+}
+
+function report(copy: Copy, { json = false }: CopyCommandOptions): void {
+  for (const destination of copy.destinations) {
+    if (json) writeEvent(resultOf(copy, destination));
+    else process.stdout.write(resultLines(copy, destination));
+  }
+  if (copy.failure !== null) {
+    if (json) writeEvent({ event: 'failure', message: copy.failure.message, code: copy.failure.code });
+    else process.stderr.write(`dmkit: ${copy.failure.message}\n`);
+  }
+  const completeCount = copy.destinations.filter((one) => isComplete(copy, one)).length;
+  const count = copy.destinations.length;
+  if (json) writeEvent({ event: 'end', completeCount, destinationCount: count, interrupted: copy.stopped });
+  else if (count > 1) process.stdout.write(`${completeCount} of ${count} destinations are complete\n`);
+}
+
+function isComplete(copy: Copy, destination: Destination): boolean {
+  return (
+    !destination.failed && destination.handledSectorCount === destination.totalSectorCount && copy.failure === null
+  );
+}
+
+function rangeText(start: number, end: number): string {
+  return end - start === 1 ? `sector ${start}` : `sectors ${start}-${end - 1}`;
+}
+
+/** Sectors of the destination, or for what could not be read, of the source. */
+function failuresOf(
+  copy: Copy,
+  destination: Destination,
+): { where: string; sector: number; sectorCount: number; reason: string }[] {
+  const own = destination.failures.map(({ start, end, reason }) => {
+    const isRead = reason.startsWith('read');
+    const first = isRead ? (copy.source?.sector ?? 0) : destination.region.sector;
+    const where = isRead ? (copy.source?.label ?? '') : destination.region.label;
+    return { where, sector: first + start, sectorCount: end - start, reason };
+  });
+  const differing = destination.differing.map(({ start, end }) => ({
+    where: destination.region.label,
+    sector: destination.region.sector + start,
+    sectorCount: end - start,
+    reason: 'verify: does not hold what was written',
+  }));
+  return [...own, ...differing].sort((a, b) => a.sector - b.sector);
+}
+
+function resultLines(copy: Copy, destination: Destination): string {
+  const { region, dead, verified } = destination;
+  const done = bytesText(destination.map.count(DONE) * SECTOR_SIZE);
+  const lines: string[] = [];
+  if (isComplete(copy, destination)) {
+    lines.push(`${region.label}: ${done} done${verified === null ? '' : `, verified ${verified}`}`);
+  } else {
+    const why = dead === null ? (destination.failed ? 'some sectors failed' : 'stopped') : `given up: ${dead.message}`;
+    lines.push(`${region.label}: INCOMPLETE, ${done} done; ${why}`);
+  }
+  const failures = failuresOf(copy, destination);
+  for (const { where, sector, sectorCount, reason } of failures.slice(0, MAX_TOLD_RANGE_COUNT)) {
+    lines.push(`  ${where}, ${rangeText(sector, sector + sectorCount)}: ${reason}`);
+  }
+  if (failures.length > MAX_TOLD_RANGE_COUNT) lines.push(`  and ${failures.length - MAX_TOLD_RANGE_COUNT} more ranges`);
+  return `${lines.join('\n')}\n`;
+}
+
+function resultOf(copy: Copy, destination: Destination): Record<string, unknown> {
+  return {
+    event: 'result',
+    device: destination.region.label,
+    complete: isComplete(copy, destination),
+    doneByteLength: destination.map.count(DONE) * SECTOR_SIZE,
+    givenUp: destination.dead?.message ?? null,
+    verified: destination.verified,
+    failures: failuresOf(copy, destination),
+  };
+}

@@ -1,0 +1,270 @@
+// dmkit copy: one source to as many as 64 destinations, each at its own pace. dm-io moves the bytes; who reads what when,
+// what failed and what is left is settled here.
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { DeviceRegistry } from '../devices/index.ts';
+import { DmIoClient } from '../dm-io/index.ts';
+import type { NodeLoop } from '../reactor/node-loop.ts';
+import {
+  BLOCK_SECTOR_COUNT,
+  CHECKPOINT_MILLISECONDS,
+  MAX_BUSY_BLOCK_COUNT,
+  MAX_DESTINATION_COUNT,
+  MAX_WINDOW_BLOCK_COUNT,
+} from './bounds.ts';
+import { Destination } from './destination.ts';
+import { formatMapfile, loadMapfile, saveMapfile } from './mapfile.ts';
+import { checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
+import { extentsOf, type Piece, piecesOf, type SourceExtent } from './plan.ts';
+import { DONE, RangeMap } from './ranges.ts';
+import { RateLimit } from './rate.ts';
+import { SourceReader } from './reader.ts';
+import type { CopyRegion } from './request.ts';
+import { verify } from './verify.ts';
+
+export interface CopyOptions extends OpenOptions {
+  /** Where a read or write fails, it is narrowed to logical blocks, and the rest goes on. */
+  keepGoing?: boolean;
+  /** Reads everything back and compares. */
+  verify?: boolean;
+  /** What the source does not hold data for is left alone on the destinations. */
+  skipHoles?: boolean;
+  /** Bytes a second for each destination. */
+  bytesPerSecond?: number;
+  /** Keeps a map beside the copy; with several destinations `F.1`, `F.2` … */
+  mapfile?: string;
+  /** Goes on with what the map lacks. */
+  retry?: boolean;
+  /** Stops: what is in flight ends, the maps are made true. */
+  signal?: AbortSignal;
+}
+
+export type CopyPhase = 'copying' | 'verifying' | 'done';
+
+interface Part {
+  readonly destination: Destination;
+  readonly opened: OpenedRegion;
+  readonly mapfile: string | null;
+}
+
+export interface CopyHost {
+  readonly loop: NodeLoop;
+  readonly devices: DeviceRegistry;
+}
+
+/** A copy whose devices are open. */
+export class Copy {
+  /** Null for zeroing. */
+  readonly source: CopyRegion | null;
+  readonly sectorCount: number;
+  phase: CopyPhase = 'copying';
+  /** Sectors read back, of all destinations. */
+  verifiedSectorCount = 0;
+  /** Why all of it stopped: the source could not be read, or a mapfile not be written. */
+  failure: DmError | null = null;
+  readonly #host: CopyHost;
+  readonly #options: CopyOptions;
+  readonly #devices: OpenedDevices;
+  readonly #parts: Part[] = [];
+  readonly #reader: SourceReader | null;
+  #extents: SourceExtent[] = [];
+
+  private constructor(
+    host: CopyHost,
+    options: CopyOptions,
+    devices: OpenedDevices,
+    source: CopyRegion | null,
+    destinations: readonly OpenedRegion[],
+  ) {
+    this.#host = host;
+    this.#options = options;
+    this.#devices = devices;
+    this.source = source;
+    this.sectorCount = destinations[0]!.sectorCount;
+    const readerPages = (MAX_BUSY_BLOCK_COUNT * BLOCK_SECTOR_COUNT) / 8;
+    this.#reader = source === null ? null : new SourceReader(this.#client(readerPages), source, this.#keepGoing);
+    for (const [index, opened] of destinations.entries())
+      this.#parts.push(this.#makePart(opened, index, destinations.length));
+  }
+
+  /**
+   * Opens everything and refuses what can't be right: a destination that is mounted or in use, too small, the source
+   * itself, or named twice; a map that is there without `retry`.
+   *
+   * @param source null: the destinations are filled with zeroes
+   * @throws DmError
+   */
+  static async open(
+    host: CopyHost,
+    source: string | null,
+    destinations: readonly string[],
+    options: CopyOptions = {},
+  ): Promise<Copy> {
+    if (destinations.length > MAX_DESTINATION_COUNT) {
+      throw new DmError(
+        Errno.EINVAL,
+        `${destinations.length} destinations; there can be 1 to ${MAX_DESTINATION_COUNT}`,
+      );
+    }
+    const devices = new OpenedDevices(host, options);
+    try {
+      const from = source === null ? null : await devices.source(parseRegion(source));
+      const to: OpenedRegion[] = [];
+      for (const text of destinations) to.push(await devices.destination(parseRegion(text), from?.sectorCount ?? null));
+      checkApart(from, to);
+      return new Copy(host, options, devices, from, to);
+    } catch (error) {
+      await devices.undo();
+      throw error;
+    }
+  }
+
+  get destinations(): readonly Destination[] {
+    return this.#parts.map(({ destination }) => destination);
+  }
+
+  get stopped(): boolean {
+    return this.#options.signal?.aborted ?? false;
+  }
+
+  /** Everything that was to be done is done, on every destination. */
+  get complete(): boolean {
+    return this.failure === null && !this.stopped && this.destinations.every(({ failed }) => !failed);
+  }
+
+  get #keepGoing(): boolean {
+    return this.#options.keepGoing ?? false;
+  }
+
+  #client(pageCount: number): DmIoClient {
+    return new DmIoClient({ reactor: this.#host.loop, engines: this.#host.devices.engines, pageCount });
+  }
+
+  #makePart(opened: OpenedRegion, index: number, count: number): Part {
+    const { mapfile = null, bytesPerSecond } = this.#options;
+    const path = mapfile === null || count === 1 ? mapfile : `${mapfile}.${index + 1}`;
+    const windowBlockCount = Math.max(1, Math.min(MAX_WINDOW_BLOCK_COUNT, Math.floor(MAX_BUSY_BLOCK_COUNT / count)));
+    const destination = new Destination({
+      region: opened,
+      map: this.#loadMap(path, opened.sectorCount),
+      io: this.#client((windowBlockCount * BLOCK_SECTOR_COUNT) / 8),
+      reader: this.#reader,
+      keepGoing: this.#keepGoing,
+      rate: bytesPerSecond === undefined ? null : new RateLimit(this.#host.loop, bytesPerSecond),
+      windowBlockCount,
+    });
+    return { destination, opened, mapfile: path };
+  }
+
+  #loadMap(path: string | null, sectorCount: number): RangeMap {
+    const known = path === null ? null : loadMapfile(path, this.source?.sector ?? 0, sectorCount);
+    if (known === null) return new RangeMap(sectorCount);
+    if (this.#options.retry) return known;
+    throw new DmError(
+      Errno.EEXIST,
+      `${path} is there already: --retry copies what it lacks; remove it to copy everything again`,
+    );
+  }
+
+  /** Copies, verifies, brings the maps up to date. What failed where is told by the destinations, and by `failure`. */
+  async run(): Promise<void> {
+    this.#extents = await this.#findExtents();
+    const plans = this.#parts.map(({ destination }) => [...this.#piecesFor(destination)]);
+    for (const [index, { destination }] of this.#parts.entries()) {
+      destination.totalSectorCount = plans[index]!.reduce((sum, { start, end }) => sum + end - start, 0);
+    }
+    const timer = setInterval(() => void this.#checkpoint(), CHECKPOINT_MILLISECONDS);
+    try {
+      await Promise.all(this.#parts.map((part, index) => this.#runPart(part, plans[index]!.values())));
+    } finally {
+      clearInterval(timer);
+    }
+    await this.#checkpoint();
+    if (this.#options.verify && !this.#shouldStop()) await this.#verifyAll();
+    this.phase = 'done';
+  }
+
+  readonly #shouldStop = (): boolean => this.stopped || this.failure !== null;
+
+  async #findExtents(): Promise<SourceExtent[]> {
+    if (this.source === null) return [{ start: 0, end: this.sectorCount, zero: true }];
+    return extentsOf(this.source);
+  }
+
+  #piecesFor(destination: Destination): Generator<Piece> {
+    return piecesOf(this.#meant, destination.map);
+  }
+
+  /** What is to be handled at all. */
+  get #meant(): SourceExtent[] {
+    if (this.source === null || !this.#options.skipHoles) return this.#extents;
+    return this.#extents.filter(({ zero }) => !zero);
+  }
+
+  async #runPart({ destination }: Part, pieces: Iterator<Piece>): Promise<void> {
+    try {
+      await destination.run(pieces, this.#shouldStop);
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  #failed(error: unknown): void {
+    if (!(error instanceof DmError)) throw error;
+    this.failure ??= error;
+  }
+
+  /** Makes what was written durable, and then says so in the maps. */
+  async #checkpoint(): Promise<void> {
+    await Promise.all(
+      this.#parts.map(async ({ destination, mapfile, opened }) => {
+        await destination.checkpoint();
+        if (mapfile !== null) this.#save(mapfile, destination, opened.label);
+      }),
+    );
+  }
+
+  #save(path: string, destination: Destination, label: string): void {
+    const source = this.source?.label ?? 'zeroes';
+    const comment = ['Mapfile. Written by dmkit copy, in the format of GNU ddrescue.', `${source} to ${label}`];
+    try {
+      saveMapfile(path, formatMapfile(destination.map, this.source?.sector ?? 0, comment));
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  async #verifyAll(): Promise<void> {
+    this.phase = 'verifying';
+    const setup = {
+      loop: this.#host.loop,
+      reader: this.#reader,
+      within: this.#meant,
+      shouldStop: this.#shouldStop,
+      onProgress: (sectorCount: number): void => {
+        this.verifiedSectorCount += sectorCount;
+      },
+    };
+    await Promise.all(
+      this.#parts.map(async ({ destination, opened, mapfile }) => {
+        if (destination.dead !== null) return;
+        try {
+          await verify(destination, { ...setup, opened });
+        } catch (error) {
+          this.#failed(error);
+        }
+        if (mapfile !== null) this.#save(mapfile, destination, opened.label);
+      }),
+    );
+  }
+
+  /** Sectors that verification has to read, of all destinations. */
+  get verifiableSectorCount(): number {
+    return this.destinations.reduce((sum, { map }) => sum + map.count(DONE), 0);
+  }
+
+  /** Closes the devices. */
+  async close(): Promise<void> {
+    await this.#devices.close();
+  }
+}

@@ -1,0 +1,207 @@
+// One destination: its own pace, its own failures, its own map.
+import { Errno, errnoMessage } from '../block/errno.ts';
+import { type DmError, IoError } from '../block/errors.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
+import type { DmIoClient } from '../dm-io/index.ts';
+import { BLOCK_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
+import { narrow } from './narrow.ts';
+import type { Piece } from './plan.ts';
+import { BAD, DONE, FAILED, type Range, type RangeMap, type Status, UNTRIED } from './ranges.ts';
+import type { RateLimit } from './rate.ts';
+import type { Block, SourceReader } from './reader.ts';
+import { type CopyRegion, flush, transfer, writeZeroes } from './request.ts';
+
+/** Errors after which nothing can be expected of a device. */
+const DEADLY: readonly number[] = [
+  Errno.ENODEV,
+  Errno.ENXIO,
+  Errno.EPERM,
+  Errno.EROFS,
+  Errno.ESHUTDOWN,
+  Errno.ENOSPC,
+  Errno.EBADF,
+];
+
+const ZEROES = new Uint8Array(BLOCK_SECTOR_COUNT * SECTOR_SIZE);
+
+export interface DestinationSetup {
+  readonly region: CopyRegion;
+  readonly map: RangeMap;
+  readonly io: DmIoClient;
+  /** Null for zeroing. */
+  readonly reader: SourceReader | null;
+  readonly keepGoing: boolean;
+  readonly rate: RateLimit | null;
+  readonly windowBlockCount: number;
+}
+
+export interface FailedSectors extends Range {
+  reason: string;
+}
+
+export class Destination {
+  readonly region: CopyRegion;
+  readonly map: RangeMap;
+  /** Written or skipped, durable or not. */
+  handledSectorCount = 0;
+  /** What there is to do in all. */
+  totalSectorCount = 0;
+  /** Why it was given up; null while it takes part. */
+  dead: DmError | null = null;
+  /** What failed, in the order it failed. */
+  readonly failures: FailedSectors[] = [];
+  /** Of the verification: sectors that do not hold what the source has. */
+  readonly differing: Range[] = [];
+  verified: string | null = null;
+  readonly #setup: DestinationSetup;
+  /** Written since the last flush. */
+  #unflushed: Range[] = [];
+  #deadBlockCount = 0;
+  #hasWriteZeroes: boolean;
+
+  constructor(setup: DestinationSetup) {
+    this.region = setup.region;
+    this.map = setup.map;
+    this.#setup = setup;
+    this.#hasWriteZeroes = setup.region.device.limits.maxWriteZeroesSectorCount > 0;
+  }
+
+  get io(): DmIoClient {
+    return this.#setup.io;
+  }
+
+  /** Works on `pieces`, several at a time. @throws DmError where the source could not be read */
+  async run(pieces: Iterator<Piece>, shouldStop: () => boolean): Promise<void> {
+    let readFailure: unknown = null;
+    const work = async (): Promise<void> => {
+      while (this.dead === null && readFailure === null && !shouldStop()) {
+        const next = pieces.next();
+        if (next.done) return;
+        try {
+          await this.#setup.rate?.take((next.value.end - next.value.start) * SECTOR_SIZE);
+          if (shouldStop()) return;
+          await this.#do(next.value);
+        } catch (error) {
+          if (!(error instanceof IoError)) throw error;
+          this.#fail(next.value.start, next.value.end, FAILED, `read: ${describe(error)}`);
+          readFailure = error;
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: this.#setup.windowBlockCount }, work));
+    if (readFailure !== null) throw readFailure;
+  }
+
+  async #do(piece: Piece): Promise<void> {
+    const { reader } = this.#setup;
+    if (piece.zero || reader === null) await this.#zero(piece);
+    else await reader.use(piece.start, piece.end, (block) => this.#write(block, piece));
+    this.handledSectorCount += piece.end - piece.start;
+  }
+
+  // Data
+
+  async #write(block: Block, piece: Piece): Promise<void> {
+    let at = piece.start;
+    for (const bad of block.failed) {
+      await this.#writeRange(block, at, bad.start);
+      this.#fail(bad.start, bad.end, BAD, `read: ${describe(bad.cause)}`);
+      at = bad.end;
+    }
+    await this.#writeRange(block, at, piece.end);
+  }
+
+  async #writeRange(block: Block, start: number, end: number): Promise<void> {
+    if (start >= end || this.dead !== null) return;
+    const { io, region } = this.#setup;
+    const write = (from: number, to: number): Promise<IoError | null> =>
+      transfer(io, 'write', region, from, sectorsOf(block, from, to));
+    await this.#attempt(start, end, write);
+  }
+
+  /** Runs a write; where it fails it is narrowed, or the destination given up. */
+  async #attempt(
+    start: number,
+    end: number,
+    run: (from: number, to: number) => Promise<IoError | null>,
+  ): Promise<void> {
+    if (!this.#setup.keepGoing) {
+      const cause = await run(start, end);
+      if (cause === null) this.#unflushed.push({ start, end });
+      else this.#giveUp(start, end, cause);
+      return;
+    }
+    const block = this.region.device.limits.logicalBlockSize / SECTOR_SIZE;
+    const failed = await narrow(start, end, block, run, () => this.dead !== null);
+    let at = start;
+    for (const bad of failed) {
+      if (bad.start > at) this.#unflushed.push({ start: at, end: bad.start });
+      this.#fail(bad.start, bad.end, BAD, `write: ${describe(bad.cause)}`);
+      at = bad.end;
+      if (DEADLY.includes(bad.cause.errno)) this.dead ??= bad.cause;
+    }
+    if (at < end) this.#unflushed.push({ start: at, end });
+    const nothing = failed.length === 1 && failed[0]!.start === start && failed[0]!.end === end;
+    this.#deadBlockCount = nothing ? this.#deadBlockCount + 1 : 0;
+    if (this.#deadBlockCount >= MAX_DEAD_BLOCK_COUNT) this.dead ??= failed[0]!.cause;
+  }
+
+  #giveUp(start: number, end: number, cause: IoError): void {
+    this.#fail(start, end, FAILED, `write: ${describe(cause)}`);
+    this.dead ??= cause;
+  }
+
+  #fail(start: number, end: number, status: Status, reason: string): void {
+    this.map.set(start, end, status);
+    const last = this.failures.at(-1);
+    if (last !== undefined && last.end === start && last.reason === reason) last.end = end;
+    else this.failures.push({ start, end, reason });
+  }
+
+  // Zeroes
+
+  async #zero({ start, end }: Range): Promise<void> {
+    const { io, region } = this.#setup;
+    if (this.#hasWriteZeroes) {
+      const cause = await writeZeroes(io, region, start, end - start);
+      if (cause === null) {
+        this.#unflushed.push({ start, end });
+        return;
+      }
+      // Written instead, which also tells the sectors apart.
+      if (cause.errno === Errno.EOPNOTSUPP) this.#hasWriteZeroes = false;
+    }
+    for (let at = start; at < end && this.dead === null; at += BLOCK_SECTOR_COUNT) {
+      const write = (from: number, to: number): Promise<IoError | null> =>
+        transfer(io, 'write', region, from, ZEROES.subarray(0, (to - from) * SECTOR_SIZE));
+      await this.#attempt(at, Math.min(end, at + BLOCK_SECTOR_COUNT), write);
+    }
+  }
+
+  // Durability
+
+  /** Makes what was written durable; only then it counts as done. Where that fails it counts as not tried. */
+  async checkpoint(): Promise<void> {
+    const ranges = this.#unflushed;
+    this.#unflushed = [];
+    if (ranges.length === 0) return;
+    const cause = await flush(this.io, this.region);
+    for (const { start, end } of ranges) this.map.set(start, end, cause === null ? DONE : UNTRIED);
+    if (cause === null) return;
+    this.dead ??= cause;
+    // What was acknowledged since, too, may be gone with it.
+    for (const { start, end } of this.#unflushed.splice(0)) this.map.set(start, end, UNTRIED);
+  }
+
+  get failed(): boolean {
+    return this.dead !== null || this.failures.length > 0 || this.differing.length > 0;
+  }
+}
+
+function sectorsOf(block: Block, start: number, end: number): Uint8Array {
+  return block.data.subarray((start - block.start) * SECTOR_SIZE, (end - block.start) * SECTOR_SIZE);
+}
+
+function describe(cause: IoError): string {
+  return errnoMessage(cause.errno);
+}

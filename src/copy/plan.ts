@@ -1,0 +1,51 @@
+// What of the source is data and what is zeroes, and from that the pieces of work, in order.
+import { type BlockDevice, EXTENT_ZERO, queryExtent } from '../block/block-device.ts';
+import { BLOCK_SECTOR_COUNT, MAX_ZERO_SECTOR_COUNT } from './bounds.ts';
+import { BAD, FAILED, type Range, type RangeMap, UNTRIED } from './ranges.ts';
+import type { CopyRegion } from './request.ts';
+
+export interface SourceExtent extends Range {
+  /** It reads as zeroes, and nothing need be read to know it. */
+  zero: boolean;
+}
+
+export interface Piece extends Range {
+  zero: boolean;
+}
+
+function extentAt(device: BlockDevice, sector: number, count: number): Promise<{ count: number; zero: boolean }> {
+  return new Promise((resolve) => {
+    queryExtent(device, sector, count, (errno, extentCount, flags) => {
+      // A map that can't be had is no failure: then all is data.
+      if (errno !== 0 || extentCount <= 0) resolve({ count, zero: false });
+      else resolve({ count: Math.min(extentCount, count), zero: (flags & EXTENT_ZERO) !== 0 });
+    });
+  });
+}
+
+/** The map of the source, neighbours that are alike joined. */
+export async function extentsOf(source: CopyRegion): Promise<SourceExtent[]> {
+  const extents: SourceExtent[] = [];
+  for (let at = 0; at < source.sectorCount; ) {
+    const { count, zero } = await extentAt(source.device, source.sector + at, source.sectorCount - at);
+    const last = extents.at(-1);
+    if (last !== undefined && last.zero === zero) last.end += count;
+    else extents.push({ start: at, end: at + count, zero });
+    at += count;
+  }
+  return extents;
+}
+
+/** What the map lacks, cut at whole blocks of the copy, so that destinations ask for the same ones. */
+export function* piecesOf(extents: readonly SourceExtent[], map: RangeMap): Generator<Piece> {
+  for (const extent of extents) {
+    const size = extent.zero ? MAX_ZERO_SECTOR_COUNT : BLOCK_SECTOR_COUNT;
+    for (const range of map.ranges([UNTRIED, FAILED, BAD], extent)) {
+      for (let start = range.start; start < range.end; ) {
+        const end = Math.min(range.end, (Math.floor(start / size) + 1) * size);
+        yield { start, end, zero: extent.zero };
+        start = end;
+      }
+    }
+  }
+}
