@@ -13,13 +13,13 @@ import {
   MAX_WINDOW_BLOCK_COUNT,
 } from './bounds.ts';
 import { Destination } from './destination.ts';
+import { FileCopier } from './files.ts';
 import { formatMapfile, loadMapfile, saveMapfile } from './mapfile.ts';
 import { checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
 import { extentsOf, type Piece, piecesOf, type SourceExtent } from './plan.ts';
 import { DONE, RangeMap } from './ranges.ts';
 import { RateLimit } from './rate.ts';
 import { SourceReader } from './reader.ts';
-import type { CopyRegion } from './request.ts';
 import { verify } from './verify.ts';
 
 export interface CopyOptions extends OpenOptions {
@@ -55,7 +55,7 @@ export interface CopyHost {
 /** A copy whose devices are open. */
 export class Copy {
   /** Null for zeroing. */
-  readonly source: CopyRegion | null;
+  readonly source: OpenedRegion | null;
   readonly sectorCount: number;
   phase: CopyPhase = 'copying';
   /** Sectors read back, of all destinations. */
@@ -66,6 +66,7 @@ export class Copy {
   readonly #options: CopyOptions;
   readonly #devices: OpenedDevices;
   readonly #parts: Part[] = [];
+  readonly #files: FileCopier[] = [];
   readonly #reader: SourceReader | null;
   #extents: SourceExtent[] = [];
 
@@ -73,7 +74,7 @@ export class Copy {
     host: CopyHost,
     options: CopyOptions,
     devices: OpenedDevices,
-    source: CopyRegion | null,
+    source: OpenedRegion | null,
     destinations: readonly OpenedRegion[],
   ) {
     this.#host = host;
@@ -144,7 +145,10 @@ export class Copy {
     const { mapfile = null, bytesPerSecond } = this.#options;
     const path = mapfile === null || count === 1 ? mapfile : `${mapfile}.${index + 1}`;
     const windowBlockCount = Math.max(1, Math.min(MAX_WINDOW_BLOCK_COUNT, Math.floor(MAX_BUSY_BLOCK_COUNT / count)));
+    const files = this.source === null ? null : FileCopier.open(this.source, opened);
+    if (files !== null) this.#files.push(files);
     const destination = new Destination({
+      files,
       region: opened,
       map: this.#loadMap(path, opened.sectorCount),
       io: this.#client((windowBlockCount * BLOCK_SECTOR_COUNT) / 8),
@@ -265,6 +269,7 @@ export class Copy {
 
   /** Closes the devices. */
   async close(): Promise<void> {
+    for (const files of this.#files.splice(0)) files.close();
     await this.#devices.close();
   }
 }

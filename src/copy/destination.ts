@@ -4,6 +4,7 @@ import { type DmError, IoError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
 import { BLOCK_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
+import type { FileCopier } from './files.ts';
 import { narrow } from './narrow.ts';
 import type { Piece } from './plan.ts';
 import { BAD, DONE, FAILED, type Range, type RangeMap, type Status, UNTRIED } from './ranges.ts';
@@ -30,6 +31,8 @@ export interface DestinationSetup {
   readonly io: DmIoClient;
   /** Null for zeroing. */
   readonly reader: SourceReader | null;
+  /** Where both are files. */
+  readonly files: FileCopier | null;
   readonly keepGoing: boolean;
   readonly rate: RateLimit | null;
   readonly windowBlockCount: number;
@@ -93,8 +96,9 @@ export class Destination {
   }
 
   async #do(piece: Piece): Promise<void> {
-    const { reader } = this.#setup;
+    const { reader, files } = this.#setup;
     if (piece.zero || reader === null) await this.#zero(piece);
+    else if (files !== null && (await files.copy(piece.start, piece.end))) this.#unflushed.push(piece);
     else await reader.use(piece.start, piece.end, (block) => this.#write(block, piece));
     this.handledSectorCount += piece.end - piece.start;
   }

@@ -48,10 +48,14 @@ export interface OpenOptions {
   mapperUri?: (name: string) => Promise<string>;
 }
 
+type OpenedDevice = Pick<OpenedRegion, 'device' | 'path' | 'isFile'>;
+
 /** A region whose device is open. */
 export interface OpenedRegion extends CopyRegion {
   /** What the device is, for reading it back: a path, or null for a remote one. */
   readonly path: string | null;
+  /** A plain file, through the page cache. */
+  readonly isFile: boolean;
 }
 
 /** An image that is not there is made, sparse and as large as it has to be. */
@@ -88,7 +92,7 @@ export class OpenedDevices {
   /** @throws DmError as DeviceRegistry.open; ENOSPC or EINVAL for sectors that the device does not have */
   async source(argument: RegionArgument): Promise<OpenedRegion> {
     const opened = await this.#openDevice(argument, true);
-    return this.#region(argument, opened.device, opened.path, null);
+    return this.#region(argument, opened, null);
   }
 
   /**
@@ -99,9 +103,9 @@ export class OpenedDevices {
     if (sectorCount !== null && !this.#isRegistered(argument.device) && createImage(argument, sectorCount)) {
       this.#created.push(argument.device);
     }
-    const { device, path } = await this.#openDevice(argument, false);
-    if (device.readOnly) throw refused(`${argument.text} is read-only`, Errno.EROFS);
-    return this.#region(argument, device, path, sectorCount);
+    const opened = await this.#openDevice(argument, false);
+    if (opened.device.readOnly) throw refused(`${argument.text} is read-only`, Errno.EROFS);
+    return this.#region(argument, opened, sectorCount);
   }
 
   #isRegistered(name: string): boolean {
@@ -109,7 +113,8 @@ export class OpenedDevices {
     return false;
   }
 
-  #region(argument: RegionArgument, device: BlockDevice, path: string | null, wanted: number | null): OpenedRegion {
+  #region(argument: RegionArgument, opened: OpenedDevice, wanted: number | null): OpenedRegion {
+    const { device } = opened;
     const { text, sector } = argument;
     const available = Math.max(0, device.sectorCount - sector);
     const sectorCount = wanted ?? argument.sectorCount ?? available;
@@ -121,19 +126,17 @@ export class OpenedDevices {
       );
     }
     if (sectorCount === 0) throw refused(`${text} has no sectors`);
-    return { device, sector, sectorCount, label: text, path };
+    return { ...opened, sector, sectorCount, label: text };
   }
 
-  async #openDevice(
-    argument: RegionArgument,
-    readOnly: boolean,
-  ): Promise<{ device: BlockDevice; path: string | null }> {
+  async #openDevice(argument: RegionArgument, readOnly: boolean): Promise<OpenedDevice> {
     const name = await this.#nameOf(argument.device);
     const isRemote = NBD_URI.test(name);
     if (isRemote && !this.#attached.has(name)) this.#attached.set(name, await attachNbd(this.#host, name));
     const device = this.#host.devices.open(name, readOnly);
     this.#open.push({ device, readOnly });
-    return { device, path: isRemote ? null : (this.#host.devices.info(device)?.path ?? null) };
+    const info = isRemote ? undefined : this.#host.devices.info(device);
+    return { device, path: info?.path ?? null, isFile: info?.kind === 'file' && !info.direct };
   }
 
   async #nameOf(device: string): Promise<string> {

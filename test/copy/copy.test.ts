@@ -2,11 +2,13 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { MAX_BLOCK_COUNT } from '../../src/copy/bounds.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
+import { FileCopier } from '../../src/copy/files.ts';
 import { DONE } from '../../src/copy/ranges.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
+import { hasCopyRange } from '../../src/engine/copy-range.ts';
 import { failEveryNth, HoldingDevice, SimulatedDevice } from '../../src/testing/index.ts';
 import { runs, seed } from '../support/seed.ts';
 import { randomBytes, tempDir } from '../support/tmp.ts';
@@ -289,6 +291,29 @@ describe('what is refused', () => {
     await expect(Copy.open(mapperWith([new MemoryDevice('a', 100)]), 'a', [path, small])).rejects.toThrow(/too small/);
     expect(existsSync(path)).toBe(false);
   });
+});
+
+describe('file to file', () => {
+  it.each(['copied', 'refused', 'refused now and then'] as const)(
+    'the bytes are the same where it is %s',
+    async (how) => {
+      const folder = tempDir();
+      const [from, to] = [join(folder, 'a.img'), join(folder, 'b.img')];
+      const bytes = randomBytes(40 * MIB * 512 + 512 * 3, 11);
+      writeFileSync(from, bytes);
+      const real = FileCopier.prototype.copy;
+      let count = 0;
+      const spy = vi.spyOn(FileCopier.prototype, 'copy').mockImplementation(function (this: FileCopier, start, end) {
+        const isRefused = how === 'refused' || (how !== 'copied' && ++count % 3 === 0);
+        return isRefused ? Promise.resolve(false) : real.call(this, start, end);
+      });
+      onTestFinished(() => spy.mockRestore());
+      const copy = await copied(mapperWith([]), `${from}:1+${40 * MIB}`, [to], { verify: true });
+      expect(copy.complete).toBe(true);
+      expect(readFileSync(to).equals(bytes.subarray(512, 512 + 40 * MIB * 512))).toBe(true);
+      if (hasCopyRange()) expect(spy).toHaveBeenCalledTimes(40);
+    },
+  );
 });
 
 describe('a copy and its model', () => {
