@@ -69,6 +69,8 @@ export async function runCopy(names: string[], options: CopyCommandOptions): Pro
   const [source, destinations] = options.zero ? [null, names] : [names[0]!, names.slice(1)];
   let signalNumber = 0;
   const stop = (signal: NodeJS.Signals): void => {
+    // The second time at once: a device that does not answer can't be waited for. The maps are those of the last flush.
+    if (signalNumber !== 0) process.exit(EXIT_SIGNAL + constants.signals[signal]);
     signalNumber = constants.signals[signal];
     aborter.abort();
   };

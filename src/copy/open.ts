@@ -100,7 +100,7 @@ export class OpenedDevices {
    * size counts.
    */
   async destination(argument: RegionArgument, sectorCount: number | null): Promise<OpenedRegion> {
-    if (sectorCount !== null && !this.#isRegistered(argument.device) && createImage(argument, sectorCount)) {
+    if (sectorCount !== null && !this.#isThere(argument.device) && createImage(argument, sectorCount)) {
       this.#created.push(argument.device);
     }
     const opened = await this.#openDevice(argument, false);
@@ -108,9 +108,14 @@ export class OpenedDevices {
     return this.#region(argument, opened, sectorCount);
   }
 
-  #isRegistered(name: string): boolean {
-    for (const info of this.#host.devices.list()) if (info.kind === 'registered' && info.name === name) return true;
-    return false;
+  /** Something answers to this name: a file, a device, one that the program has registered. */
+  #isThere(name: string): boolean {
+    try {
+      this.#host.devices.close(this.#host.devices.open(name, true), true);
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   #region(argument: RegionArgument, opened: OpenedDevice, wanted: number | null): OpenedRegion {

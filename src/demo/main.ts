@@ -1,5 +1,6 @@
 // npm run demo: short acts on image files made here, each read back through our own NBD client, each with the one
 // command that does the same by hand. It ends by itself; with --keep it goes on serving until a signal comes.
+import { copyMany } from './copy-many.ts';
 import { failingDisk } from './failing-disk.ts';
 import { join } from './join.ts';
 import { keep } from './keep.ts';
@@ -7,7 +8,7 @@ import { Stage, say, title } from './stage.ts';
 import { stripe } from './stripe.ts';
 import { writeMany } from './write-many.ts';
 
-const ACTS = [join, stripe, failingDisk, writeMany, keep];
+const ACTS = [join, stripe, failingDisk, writeMany, keep, copyMany];
 
 /** Below the folder the demo is started in, so that the commands it prints work there afterwards. */
 const FOLDER = 'dmkit-demo';

@@ -60,6 +60,6 @@ test('the demo plays every act and ends by itself', async () => {
   const result = await run(process.execPath, [join(root, 'dist', 'demo', 'main.js')], { cwd: folder });
   expect([result.code, result.stderr]).toEqual([0, '']);
   expect(result.stdout).toContain('Two images become one disk');
-  expect(result.stdout.match(/by hand: /g)).toHaveLength(4);
+  expect(result.stdout.match(/by hand: /g)).toHaveLength(5);
   expect(result.stdout).toContain('error bits 0b010');
 });
