@@ -18,8 +18,17 @@ export const EXTENT_DATA = 0;
 export const EXTENT_HOLE = 1;
 export const EXTENT_ZERO = 2;
 
-/** Answer to queryExtent: errno, how many sectors from the asked one on are alike (at least one on success), flags. */
-export type ExtentCallback = (errno: number, sectorCount: number, extentFlags: number) => void;
+/**
+ * Answer to queryExtent: errno, how many sectors from the asked one on are alike (at least one on success), flags, and how
+ * deep what is there lies: 1 on the device itself, 2 on the one that it overlays, and so on; 0 where nothing is allocated.
+ * A device that overlays nothing leaves the depth out: {@link extentDepth} tells it from the flags.
+ */
+export type ExtentCallback = (errno: number, sectorCount: number, extentFlags: number, depth?: number) => void;
+
+/** The depth of an extent whose device may have left it out. */
+export function extentDepth(extentFlags: number, depth: number | undefined): number {
+  return depth ?? ((extentFlags & EXTENT_HOLE) === 0 ? 1 : 0);
+}
 
 export interface BlockDevice {
   /** As tables print it: an absolute path for an image, `major:minor` for block devices and mapped devices. */

@@ -181,8 +181,8 @@ export class MappedDevice implements RequestOwner {
     }
     // In flight like a request: its devices must not be closed below it.
     this.#gate.enter();
-    target.type.queryExtent(target, sector, count, (errno, extentCount, flags) => {
-      done(errno, extentCount, flags);
+    target.type.queryExtent(target, sector, count, (errno, extentCount, flags, depth) => {
+      done(errno, extentCount, flags, depth);
       this.#gate.leave();
     });
   }

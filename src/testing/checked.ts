@@ -156,13 +156,13 @@ export class CheckedDevice extends WrappingDevice {
 
   override queryExtent(sector: number, sectorCount: number, done: ExtentCallback): void {
     let answerCount = 0;
-    queryExtent(this.device, sector, sectorCount, (errno, count, flags) => {
+    queryExtent(this.device, sector, sectorCount, (errno, count, flags, depth) => {
       const what = `the extent at ${sector}+${sectorCount}`;
       if (++answerCount > 1) this.#add(`${what} was reported twice`);
       if (errno === 0 && !(Number.isSafeInteger(count) && count >= 1 && count <= sectorCount)) {
         this.#add(`${what} was reported as ${count} sectors`);
       }
-      if (answerCount === 1) done(errno, count, flags);
+      if (answerCount === 1) done(errno, count, flags, depth);
     });
   }
 

@@ -212,6 +212,36 @@ describe('block status', () => {
     expect([error.type, offsetOf(error, 6)]).toEqual([ERROR_OFFSET, 4096]);
   });
 
+  it('tells each context in a chunk of its own, the depth by the flags where the device does not say', () => {
+    class Layered extends MemoryDevice {
+      override queryExtent(sector: number, sectorCount: number, done: ExtentCallback): void {
+        if (sector < 8) done(0, 8 - sector, EXTENT_DATA, 1);
+        else if (sector < 16) done(0, 16 - sector, EXTENT_DATA, 2);
+        else if (sector < 24) done(0, 24 - sector, EXTENT_DATA);
+        else done(0, sectorCount, EXTENT_HOLE | EXTENT_ZERO);
+      }
+    }
+    const both = ['base:allocation', 'qemu:allocation-depth'];
+    const session = new Session(new Layered('disk', 64));
+    session.send(u32(3), option(8), option(10, contexts('disk', ...both))).goOn('disk');
+    const lists = (): number[][] =>
+      [1, 2].map((id) => {
+        const { type, isDone, payload } = session.takeChunk();
+        expect([type, isDone, payload.readUInt32BE(0)]).toEqual([BLOCK_STATUS, id === 2, id]);
+        return Array.from({ length: payload.length / 4 - 1 }, (_, index) => payload.readUInt32BE(4 * index + 4));
+      });
+    session.send(status(0, 32 * KIB));
+    expect(lists()).toEqual([
+      [12 * KIB, 0, 20 * KIB, 3],
+      [4096, 1, 4096, 2, 4096, 1, 20 * KIB, 0],
+    ]);
+    session.send(status(4096, 28 * KIB, REQ_ONE));
+    expect(lists()).toEqual([
+      [8 * KIB, 0],
+      [4096, 2],
+    ]);
+  });
+
   it.each([
     ['past the end', 32 * KIB, 1],
     ['across the end', 32 * KIB - 1, 2],
@@ -256,10 +286,20 @@ describe('meta contexts', () => {
 
   const acknowledged: [number, string] = [ACK, ''];
   it.each([
-    ['LIST of everything', option(LIST, contexts('disk')), [[CONTEXT, '0 base:allocation'], acknowledged]],
+    [
+      'LIST of everything',
+      option(LIST, contexts('disk')),
+      [[CONTEXT, '0 base:allocation'], [CONTEXT, '0 qemu:allocation-depth'], acknowledged],
+    ],
     ['LIST of base:', option(LIST, contexts('disk', 'x:', 'base:')), [[CONTEXT, '0 base:allocation'], acknowledged]],
     ['LIST of a leaf', option(LIST, contexts('', 'base:allocation')), [[CONTEXT, '0 base:allocation'], acknowledged]],
-    ['LIST of something else', option(LIST, contexts('disk', 'qemu:allocation-depth')), [acknowledged]],
+    ['LIST of qemu:', option(LIST, contexts('disk', 'qemu:')), [[CONTEXT, '0 qemu:allocation-depth'], acknowledged]],
+    ['LIST of something else', option(LIST, contexts('disk', 'qemu:dirty-bitmap:b')), [acknowledged]],
+    [
+      'SET of both',
+      option(SET, contexts('disk', 'qemu:allocation-depth', 'base:allocation')),
+      [[CONTEXT, '1 base:allocation'], [CONTEXT, '2 qemu:allocation-depth'], acknowledged],
+    ],
     ['SET of nothing', option(SET, contexts('disk')), [acknowledged]],
     ['SET of base:', option(SET, contexts('disk', 'base:')), [acknowledged]],
     [

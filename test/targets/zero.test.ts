@@ -39,8 +39,8 @@ test('read-ahead is killed, flush succeeds, range operations are refused as in L
 
 test('it is one hole of zeros', () => {
   let answer: number[] = [];
-  queryExtent(zeroDisk(), 5, 20, (...args) => {
-    answer = args;
+  queryExtent(zeroDisk(), 5, 20, (errno, count, flags) => {
+    answer = [errno, count, flags];
   });
   expect(answer).toEqual([0, 20, 3]);
 });

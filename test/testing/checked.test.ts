@@ -88,7 +88,7 @@ describe('a good device', () => {
     expect(memory.peek(3, 1)[0]).toBe(9);
     expect(issue(device, 'read', { sector: 3, sectorCount: 1 }).data[511]).toBe(9);
     const extents: number[][] = [];
-    device.queryExtent(0, 64, (...extent) => extents.push(extent));
+    device.queryExtent(0, 64, (errno, count, flags) => extents.push([errno, count, flags]));
     expect(extents).toEqual([[0, 64, 0]]);
   });
 });

@@ -65,7 +65,7 @@ describe('FailNthDevice', () => {
     const memory = new MemoryDevice('memory', 256);
     memory.poke(0, filled(1));
     const device = new FailNthDevice(memory, { n: 0 });
-    const extents: number[][] = [];
+    const extents: (number | undefined)[][] = [];
     device.queryExtent(0, 256, (...answer) => extents.push(answer));
     expect(extents).toEqual([[0, 128, 0]]);
     expect([...device.lowerDevices()]).toEqual([memory]);

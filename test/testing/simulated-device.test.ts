@@ -276,7 +276,7 @@ describe('discard and write-zeroes', () => {
   test('the map says what is stored', () => {
     const disk = new SimulatedDevice('huge', 2 ** 50, { seed: 1 });
     issue(disk, 'write', { sector: 10, data: filled(1, 2) });
-    const extents: number[][] = [];
+    const extents: (number | undefined)[][] = [];
     for (const sector of [0, 10, 12]) disk.queryExtent(sector, 2 ** 49, (...answer) => extents.push(answer));
     disk.queryExtent(8, 1, (...answer) => extents.push(answer));
     expect(extents).toEqual([

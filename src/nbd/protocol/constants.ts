@@ -109,6 +109,9 @@ export const EXTENDED_REPLY_BYTE_LENGTH = 32;
 // "Metadata querying".
 export const BASE_NAMESPACE = 'base:';
 export const BASE_ALLOCATION = 'base:allocation';
+export const QEMU_NAMESPACE = 'qemu:';
+/** How many layers down what is allocated lies; a word of QEMU's (its docs/interop/nbd.txt). */
+export const QEMU_ALLOCATION_DEPTH = 'qemu:allocation-depth';
 /** "Metadata querying": extents in one reply at most. */
 export const MAX_STATUS_EXTENT_COUNT = 1 << 20;
 

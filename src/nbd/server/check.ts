@@ -36,7 +36,8 @@ export interface RequestLimits {
   readonly blockSectorCount: number;
   /** DF may be asked for. */
   readonly hasChunks: boolean;
-  readonly hasBlockStatus: boolean;
+  /** What BLOCK_STATUS tells; without any it is refused. */
+  readonly contextIds: readonly number[];
 }
 
 export function requestLimits(entry: NbdExport, negotiation: Negotiation): RequestLimits {
@@ -49,7 +50,7 @@ export function requestLimits(entry: NbdExport, negotiation: Negotiation): Reque
     alignmentMask: device.limits.logicalBlockSize - 1,
     blockSectorCount: device.limits.logicalBlockSize >> SECTOR_SHIFT,
     hasChunks: negotiation.hasChunks,
-    hasBlockStatus: negotiation.selectsAllocation(entry),
+    contextIds: negotiation.contextIds(entry),
   };
 }
 
@@ -92,7 +93,7 @@ export function checkRequest(header: RequestHeader, limits: RequestLimits): numb
     case CMD_CACHE:
       return checkRange(header, limits, Errno.EINVAL);
     case CMD_BLOCK_STATUS:
-      return limits.hasBlockStatus ? checkRange(header, limits, Errno.EINVAL) : Errno.EINVAL;
+      return limits.contextIds.length > 0 ? checkRange(header, limits, Errno.EINVAL) : Errno.EINVAL;
     default:
       return Errno.EINVAL;
   }

@@ -429,7 +429,8 @@ export class Commands {
   #blockStatus(request: Request): void {
     request.extents ??= new ExtentList(this.#host.reactor);
     const { extents, sector, head, byteLength, flags } = request;
-    extents.query(this.#limits.device, sector, head, byteLength, (flags & CMD_FLAG_REQ_ONE) !== 0, (errno) => {
+    const onlyOne = (flags & CMD_FLAG_REQ_ONE) !== 0;
+    extents.query(this.#limits.device, this.#limits.contextIds, sector, head, byteLength, onlyOne, (errno) => {
       if (request.isLost) return;
       this.#end(request, errno, extents.errorSector);
     });

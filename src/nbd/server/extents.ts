@@ -1,15 +1,43 @@
 // What BLOCK_STATUS tells: the device's own map of a range, neighbours that are alike joined, whatever stripe or table
-// line they come from.
+// line they come from. Each context that was selected has a list of its own.
 import { type BlockDevice, queryExtent } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import type { Reactor } from '../../block/reactor.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
 import { MAX_EXTENT_COUNT, MAX_EXTENT_QUERY_COUNT, MAX_TURN_EXTENT_QUERY_COUNT } from './bounds.ts';
+import { META_CONTEXTS } from './contexts.ts';
+
+/** The extents of one context. */
+export class StatusList {
+  readonly contextId: number;
+  /** Lengths in bytes and values, one after the other. */
+  readonly pairs: number[] = [];
+
+  constructor(contextId: number) {
+    this.contextId = contextId;
+  }
+
+  get count(): number {
+    return this.pairs.length / 2;
+  }
+
+  /** False when there is no room for another one. */
+  add(byteLength: number, value: number, maxCount: number): boolean {
+    const { pairs } = this;
+    if (pairs.length > 0 && pairs[pairs.length - 1] === value) {
+      pairs[pairs.length - 2] = pairs[pairs.length - 2]! + byteLength;
+      return true;
+    }
+    if (this.count >= maxCount) return false;
+    pairs.push(byteLength, value);
+    return true;
+  }
+}
 
 /** One range at a time; may be used again. */
 export class ExtentList {
-  /** Lengths in bytes and flags, one after the other. */
-  readonly pairs: number[] = [];
+  /** One for each context, in the order of their numbers. */
+  lists: readonly StatusList[] = [];
   /** Where the map could not be read; -1 where it could. */
   errorSector = -1;
   readonly #reactor: Reactor;
@@ -29,23 +57,20 @@ export class ExtentList {
     this.#reactor = reactor;
   }
 
-  get count(): number {
-    return this.pairs.length / 2;
-  }
-
   /**
-   * Finds out about `byteLength` bytes from byte `head` of `sector` on. `onEnd` is called once, in this call or later. The
+   * Finds out about `byteLength` bytes from byte `head` of `sector` on. `onEnd` is called once, in this call or later. Each
    * list has one extent at least then, covers no more than what was asked, and may cover less; or there is an errno.
    */
   query(
     device: BlockDevice,
+    contextIds: readonly number[],
     sector: number,
     head: number,
     byteLength: number,
     onlyOne: boolean,
     onEnd: (errno: number) => void,
   ): void {
-    this.pairs.length = 0;
+    this.lists = contextIds.map((id) => new StatusList(id));
     this.errorSector = -1;
     this.#device = device;
     this.#sector = sector;
@@ -79,23 +104,23 @@ export class ExtentList {
     this.#running = false;
   }
 
-  readonly #onAnswer = (errno: number, sectorCount: number, flags: number): void => {
+  readonly #onAnswer = (errno: number, sectorCount: number, flags: number, depth?: number): void => {
     this.#answered = true;
-    this.#take(errno, sectorCount, flags);
+    this.#take(errno, sectorCount, flags, depth);
     if (!this.#running && !this.#ended) this.#run();
   };
 
-  #take(errno: number, sectorCount: number, flags: number): void {
+  #take(errno: number, sectorCount: number, flags: number, depth: number | undefined): void {
     // A device that says nothing about its sectors would be asked for ever.
     const failure = errno === 0 && !(sectorCount > 0) ? Errno.EIO : errno;
     if (failure !== 0) {
       this.errorSector = this.#sector;
       // What is known is told; the client will come back for the rest.
-      this.#end(this.pairs.length > 0 ? 0 : failure);
+      this.#end(this.lists[0]!.count > 0 ? 0 : failure);
       return;
     }
     const byteLength = Math.min(sectorCount * SECTOR_SIZE - this.#head, this.#byteLeft);
-    if (!this.#add(byteLength, flags)) {
+    if (!this.#add(byteLength, flags, depth)) {
       this.#end(0);
       return;
     }
@@ -105,16 +130,14 @@ export class ExtentList {
     if (this.#byteLeft === 0) this.#end(0);
   }
 
-  /** False when there is no room for another one. */
-  #add(byteLength: number, flags: number): boolean {
-    const { pairs } = this;
-    if (pairs.length > 0 && pairs[pairs.length - 1] === flags) {
-      pairs[pairs.length - 2] = pairs[pairs.length - 2]! + byteLength;
-      return true;
+  /** False when one of the lists is full: the client comes back for what the shortest of them lacks. */
+  #add(byteLength: number, flags: number, depth: number | undefined): boolean {
+    let hasRoom = true;
+    for (const list of this.lists) {
+      const value = META_CONTEXTS[list.contextId - 1]!.value(flags, depth);
+      if (!list.add(byteLength, value, this.#maxCount)) hasRoom = false;
     }
-    if (this.count >= this.#maxCount) return false;
-    pairs.push(byteLength, flags);
-    return true;
+    return hasRoom;
   }
 
   #end(errno: number): void {

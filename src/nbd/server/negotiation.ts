@@ -1,8 +1,6 @@
 // What a client negotiates before it names its export: structured replies, extended headers, meta contexts ("Structured
 // replies", "Metadata querying", "Extended headers"). All of it is forgotten when TLS begins.
 import {
-  BASE_ALLOCATION,
-  BASE_NAMESPACE,
   OPT_EXTENDED_HEADERS,
   OPT_LIST_META_CONTEXT,
   OPT_SET_META_CONTEXT,
@@ -16,10 +14,8 @@ import {
 } from '../protocol/constants.ts';
 import { MalformedError } from '../protocol/info.ts';
 import { decodeMetaContextRequest, encodeMetaContext } from '../protocol/meta-context.ts';
+import { META_CONTEXTS } from './contexts.ts';
 import type { ExportTable, NbdExport } from './exports.ts';
-
-/** The number of base:allocation in replies, the same on every connection. */
-export const ALLOCATION_CONTEXT_ID = 1;
 
 export const SIMPLE_REPLIES = 0;
 export const STRUCTURED_REPLIES = 1;
@@ -38,8 +34,9 @@ export function negotiatesWithData(option: number): boolean {
 export class Negotiation {
   readonly #allowsExtendedHeaders: boolean;
   #replyKind: number = SIMPLE_REPLIES;
-  /** The export that base:allocation was selected for. */
-  #allocationOf: NbdExport | null = null;
+  /** The export that contexts were selected for, and their numbers. */
+  #contextsOf: NbdExport | null = null;
+  #contextIds: readonly number[] = [];
 
   constructor(allowsExtendedHeaders: boolean) {
     this.#allowsExtendedHeaders = allowsExtendedHeaders;
@@ -54,9 +51,9 @@ export class Negotiation {
     return this.#replyKind !== SIMPLE_REPLIES;
   }
 
-  /** Whether BLOCK_STATUS tells base:allocation once this export is entered: contexts hold for the export they were set for. */
-  selectsAllocation(entry: NbdExport): boolean {
-    return this.#allocationOf === entry;
+  /** What BLOCK_STATUS tells once this export is entered: contexts hold for the export they were set for. */
+  contextIds(entry: NbdExport): readonly number[] {
+    return this.#contextsOf === entry ? this.#contextIds : [];
   }
 
   /** Answers an option; false when it is none of these. */
@@ -94,7 +91,7 @@ export class Negotiation {
 
   #metaContext(option: number, data: Uint8Array, exports: ExportTable, reply: OptionReplier): void {
     // Whatever comes of it, a SET takes back the one before.
-    if (option === OPT_SET_META_CONTEXT) this.#allocationOf = null;
+    if (option === OPT_SET_META_CONTEXT) this.#contextsOf = null;
     if (!this.hasChunks) {
       reply(REP_ERR_INVALID, 'structured replies come first');
       return;
@@ -112,11 +109,17 @@ export class Negotiation {
 
   #selectContexts(option: number, entry: NbdExport, queries: readonly string[], reply: OptionReplier): void {
     const isList = option === OPT_LIST_META_CONTEXT;
-    // A LIST without queries asks for everything, and `base:` for everything in it; a SET takes whole names alone.
-    const asksAll = isList && (queries.length === 0 || queries.includes(BASE_NAMESPACE));
-    if (asksAll || queries.includes(BASE_ALLOCATION)) {
-      if (!isList) this.#allocationOf = entry;
-      reply(REP_META_CONTEXT, encodeMetaContext({ id: isList ? 0 : ALLOCATION_CONTEXT_ID, name: BASE_ALLOCATION }));
+    const ids: number[] = [];
+    for (const { id, name, namespace } of META_CONTEXTS) {
+      // A LIST without queries asks for everything, and `base:` for everything in it; a SET takes whole names alone.
+      const asksAll = isList && (queries.length === 0 || queries.includes(namespace));
+      if (!asksAll && !queries.includes(name)) continue;
+      ids.push(id);
+      reply(REP_META_CONTEXT, encodeMetaContext({ id: isList ? 0 : id, name }));
+    }
+    if (!isList) {
+      this.#contextsOf = entry;
+      this.#contextIds = ids;
     }
     reply(REP_ACK, NOTHING);
   }

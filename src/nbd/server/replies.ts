@@ -32,7 +32,8 @@ import {
 } from '../protocol/wire.ts';
 import { MIN_HOLE_BYTE_LENGTH } from './bounds.ts';
 import type { PooledBuffer } from './buffer-pool.ts';
-import { ALLOCATION_CONTEXT_ID, EXTENDED_HEADERS, SIMPLE_REPLIES, STRUCTURED_REPLIES } from './negotiation.ts';
+import type { StatusList } from './extents.ts';
+import { EXTENDED_HEADERS, SIMPLE_REPLIES, STRUCTURED_REPLIES } from './negotiation.ts';
 import type { Output } from './output.ts';
 import type { Request } from './request.ts';
 
@@ -173,12 +174,17 @@ export class Replies {
     else encodeExtendedChunk(view, start, chunk);
   }
 
-  /** The header of a last chunk, and room for its payload. @returns the buffer, whose `used` is the payload's end */
-  #lastChunk(request: RequestHeader | Request, type: number, byteLength: number): PooledBuffer {
+  /** The header of a chunk, and room for its payload. @returns the buffer, whose `used` is the payload's end */
+  #newChunk(
+    request: RequestHeader | Request,
+    type: number,
+    byteLength: number,
+    flags: number = CHUNK_FLAG_DONE,
+  ): PooledBuffer {
     const whole = this.#chunkByteLength + byteLength;
     const buffer = this.#output.reserve(whole);
     const start = buffer.used - whole;
-    this.#encode(buffer.view, start, request, type, CHUNK_FLAG_DONE, byteLength);
+    this.#encode(buffer.view, start, request, type, flags, byteLength);
     return buffer;
   }
 
@@ -188,11 +194,11 @@ export class Replies {
   }
 
   #none(request: Request): void {
-    this.#sendChunk(this.#lastChunk(request, CHUNK_NONE, 0), 0);
+    this.#sendChunk(this.#newChunk(request, CHUNK_NONE, 0), 0);
   }
 
   #hole(request: Request): void {
-    const buffer = this.#lastChunk(request, CHUNK_OFFSET_HOLE, HOLE_BYTE_LENGTH);
+    const buffer = this.#newChunk(request, CHUNK_OFFSET_HOLE, HOLE_BYTE_LENGTH);
     const start = buffer.used - HOLE_BYTE_LENGTH;
     buffer.view.setUint32(start, request.offsetHigh);
     buffer.view.setUint32(start + 4, request.offsetLow);
@@ -202,7 +208,7 @@ export class Replies {
 
   /** "Something is wrong", with nothing said about where: none of the data is good. */
   #error(request: RequestHeader | Request, error: number): void {
-    const buffer = this.#lastChunk(request, CHUNK_ERROR, ERROR_BYTE_LENGTH);
+    const buffer = this.#newChunk(request, CHUNK_ERROR, ERROR_BYTE_LENGTH);
     const start = buffer.used - ERROR_BYTE_LENGTH;
     buffer.view.setUint32(start, error);
     buffer.view.setUint16(start + 4, 0);
@@ -212,7 +218,7 @@ export class Replies {
   /** The failing byte: the first of its sector, or of the request where that begins later. */
   #errorAt(request: Request, error: number): void {
     const byteLength = ERROR_BYTE_LENGTH + OFFSET_BYTE_LENGTH;
-    const buffer = this.#lastChunk(request, CHUNK_ERROR_OFFSET, byteLength);
+    const buffer = this.#newChunk(request, CHUNK_ERROR_OFFSET, byteLength);
     const start = buffer.used - byteLength;
     const { view } = buffer;
     view.setUint32(start, error);
@@ -227,14 +233,22 @@ export class Replies {
     this.#sendChunk(buffer, byteLength);
   }
 
+  /** A chunk for each context that was selected. */
   #answerStatus(request: Request): void {
-    const { pairs, count } = request.extents!;
+    const { lists } = request.extents!;
+    for (const [index, list] of lists.entries()) {
+      this.#status(request, list, index === lists.length - 1 ? CHUNK_FLAG_DONE : 0);
+    }
+  }
+
+  #status(request: Request, { contextId, pairs, count }: StatusList, flags: number): void {
     const isExtended = this.#kind === EXTENDED_HEADERS;
     const byteLength = isExtended ? 8 + 16 * count : 4 + 8 * count;
-    const buffer = this.#lastChunk(request, isExtended ? CHUNK_BLOCK_STATUS_EXT : CHUNK_BLOCK_STATUS, byteLength);
+    const type = isExtended ? CHUNK_BLOCK_STATUS_EXT : CHUNK_BLOCK_STATUS;
+    const buffer = this.#newChunk(request, type, byteLength, flags);
     const { view } = buffer;
     let at = buffer.used - byteLength;
-    view.setUint32(at, ALLOCATION_CONTEXT_ID);
+    view.setUint32(at, contextId);
     at += 4;
     if (isExtended) {
       view.setUint32(at, count);

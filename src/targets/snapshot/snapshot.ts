@@ -1,7 +1,7 @@
 // One snapshot line of a table: where its requests go. What it knows about chunks is in state.ts, and may come from
 // another line that had it before.
 import { type Bio, REQ_FUA, REQ_OP_DISCARD, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE } from '../../block/bio.ts';
-import { type BlockDevice, type ExtentCallback, queryExtent } from '../../block/block-device.ts';
+import { type BlockDevice, type ExtentCallback, extentDepth, queryExtent } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import { escapeArgument } from '../../block/escape.ts';
 import {
@@ -271,6 +271,7 @@ export class Snapshot {
     return `${devices} ${word} ${this.chunkSectorCount}${formatFeatures(this.features)}`;
   }
 
+  /** What the store has is of depth 1, whatever its device makes of it; what the origin has lies below. */
   queryExtent(sector: number, sectorCount: number, done: ExtentCallback): void {
     const { state } = this;
     if (state === null || !state.valid) {
@@ -282,12 +283,18 @@ export class Snapshot {
     const newChunk = state.exceptions.get(chunk);
     if (newChunk >= 0) {
       const count = Math.min(sectorCount, (chunk + 1) * size - sector);
-      queryExtent(this.cow, newChunk * size + (sector % size), count, done);
+      queryExtent(this.cow, newChunk * size + (sector % size), count, (errno, extentCount, flags) => {
+        done(errno, extentCount, flags, 1);
+      });
       return;
     }
     const last = Math.min(chunk + MAX_EXTENT_CHUNK_COUNT, Math.ceil((sector + sectorCount) / size));
     let end = chunk + 1;
     while (end < last && state.exceptions.get(end) < 0) end++;
-    queryExtent(state.origin, sector, Math.min(sectorCount, end * size - sector), done);
+    const count = Math.min(sectorCount, end * size - sector);
+    queryExtent(state.origin, sector, count, (errno, extentCount, flags, depth) => {
+      const below = extentDepth(flags, depth);
+      done(errno, extentCount, flags, below === 0 ? 0 : below + 1);
+    });
   }
 }
