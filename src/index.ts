@@ -29,5 +29,6 @@ export * from './reactor/dm-io-global.ts';
 export * from './reactor/dm-io-promise.ts';
 export * from './reactor/kcopyd-promise.ts';
 export { NodeLoop } from './reactor/node-loop.ts';
+export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

@@ -28,7 +28,11 @@ export interface NbdLinksOptions {
   /** For messages. */
   label: string;
   onConnectionLost(): void;
+  onState(state: NbdLinkState, error: DmError | null): void;
 }
+
+/** What a person may want to know: no connection is left; one is there again; it did not come back in time. */
+export type NbdLinkState = 'lost' | 'back' | 'failed';
 
 /** One request: `send` starts it on a client, and calls `done` once. */
 export interface Sendable {
@@ -40,6 +44,10 @@ const MAX_DELAY_MILLISECONDS = 5000;
 /** Connections that one request may lose. */
 const MAX_LOSS_COUNT = 10;
 const CLOSED = 'the server closed the connection';
+/** From the first packet to the end of the handshake. */
+const MAX_CONNECT_MILLISECONDS = 30_000;
+/** For a server that does not close its side. */
+const MAX_GOODBYE_MILLISECONDS = 5000;
 
 interface Link {
   client: NbdClient;
@@ -56,6 +64,10 @@ export class NbdLinks {
   #failure: DmError | null = null;
   #closed = false;
   #connecting = false;
+  /** Told as lost. */
+  #isLost = false;
+  /** Ends each attempt to connect that is under way. */
+  readonly #attempts = new Set<() => void>();
   #attemptCount = 0;
   #lostAt = 0;
   #watch: Timer | null = null;
@@ -79,9 +91,9 @@ export class NbdLinks {
     return this.#links.length;
   }
 
-  /** The first connection, and the others where the server allows several. `done` is called once. */
+  /** The first connection; the others follow where the server allows several. `done` is called once. */
   open(done: (error: Error | null) => void): void {
-    this.#openLink((error, link) => {
+    this.#openLink(MAX_CONNECT_MILLISECONDS, (error, link) => {
       if (link === null) {
         done(error);
         return;
@@ -89,16 +101,15 @@ export class NbdLinks {
       this.#details = link.client.details!;
       this.#links.push(link);
       const more = this.#allowsSeveral ? this.#options.connectionCount - 1 : 0;
-      let left = more;
-      if (more === 0) done(null);
-      // Fewer than were asked for will do.
+      // Fewer than were asked for will do, and a server that is busy with those it has may let the others wait.
       for (let i = 0; i < more; i++) {
-        this.#openLink((_error, other) => {
-          if (other !== null && this.#isSame(other.client.details!)) this.#links.push(other);
-          else other?.client.destroy();
-          if (--left === 0) done(null);
+        this.#openLink(MAX_CONNECT_MILLISECONDS, (_error, other) => {
+          if (other === null) return;
+          if (this.#isSame(other.client.details!) && this.#failure === null) this.#links.push(other);
+          else other.client.destroy();
         });
       }
+      done(null);
     });
   }
 
@@ -114,18 +125,36 @@ export class NbdLinks {
     );
   }
 
-  #openLink(done: (error: Error | null, link: Link | null) => void): void {
-    const { connect, reactor, security, exportName } = this.#options;
+  /** One connection, handshake included. `done` is called once, at the latest after `milliseconds`. */
+  #openLink(milliseconds: number, done: (error: Error | null, link: Link | null) => void): void {
+    const { connect, reactor, security, exportName, label } = this.#options;
+    let client: NbdClient | null = null;
+    const settle = (error: Error | null, link: Link | null): void => {
+      if (!this.#attempts.delete(end)) return;
+      timer.cancel();
+      if (link === null) client?.destroy();
+      done(error, link);
+    };
+    const end = (): void => settle(new DmError(Errno.ESHUTDOWN, `${label} is closed`), null);
+    const timer = reactor.after(milliseconds, () => {
+      const seconds = Math.ceil(milliseconds / 1000);
+      settle(new DmError(Errno.ETIMEDOUT, `${label}: the server has not answered for ${seconds} s`), null);
+    });
+    this.#attempts.add(end);
     connect((error, transport) => {
       if (transport === null) {
-        done(error, null);
-        return;
+        settle(error, null);
+      } else if (!this.#attempts.has(end)) {
+        // Too late.
+        transport.destroy();
+      } else {
+        const opening = new NbdClient(reactor, transport, security);
+        client = opening;
+        opening.open(exportName, (problem, details) => {
+          if (problem !== null || details === null) settle(problem ?? new Error(CLOSED), null);
+          else settle(null, { client: opening, heardAt: reactor.now() });
+        });
       }
-      const client = new NbdClient(reactor, transport, security);
-      client.open(exportName, (problem, details) => {
-        if (problem !== null || details === null) done(problem ?? new Error(CLOSED), null);
-        else done(null, { client, heardAt: reactor.now() });
-      });
     });
   }
 
@@ -178,7 +207,14 @@ export class NbdLinks {
   // Coming back
 
   #reconnect(): void {
-    if (this.#connecting || this.#closed || this.#failure !== null) return;
+    if (this.#closed || this.#failure !== null) return;
+    if (!this.#isLost && this.#best() === null) {
+      this.#isLost = true;
+      this.#attemptCount = 0;
+      this.#lostAt = this.#options.reactor.now();
+      this.#options.onState('lost', null);
+    }
+    if (this.#connecting) return;
     this.#connecting = true;
     this.#attemptCount = 0;
     this.#lostAt = this.#options.reactor.now();
@@ -189,13 +225,14 @@ export class NbdLinks {
 
   #attempt(): void {
     this.#retry = null;
-    const { maxAttemptCount = 20 } = this.#options.reconnect;
+    const { maxAttemptCount = 20, timeLimitMilliseconds = 60_000 } = this.#options.reconnect;
     if (maxAttemptCount === 0) {
       this.#giveUp(null);
       return;
     }
-    this.#openLink((error, link) => {
-      if (this.#closed) {
+    const left = timeLimitMilliseconds - (this.#options.reactor.now() - this.#lostAt);
+    this.#openLink(Math.max(1000, Math.min(MAX_CONNECT_MILLISECONDS, left)), (error, link) => {
+      if (this.#closed || this.#failure !== null) {
         link?.client.destroy();
       } else if (link === null) {
         this.#attemptFailed(error);
@@ -219,6 +256,8 @@ export class NbdLinks {
 
   #cameBack(link: Link): void {
     this.#links.push(link);
+    if (this.#isLost) this.#options.onState('back', null);
+    this.#isLost = false;
     this.#attemptCount = 0;
     this.#lostAt = this.#options.reactor.now();
     for (const { request, lossCount } of this.#waiting.splice(0)) this.submit(request, lossCount);
@@ -238,7 +277,37 @@ export class NbdLinks {
       undefined,
       { cause: error },
     );
+    this.#retry?.cancel();
+    this.#retry = null;
+    this.#options.onState('failed', this.#failure);
     for (const { request } of this.#waiting.splice(0)) request.end(Errno.EIO, -1);
+  }
+
+  /** Waits no longer for a connection that is lost: what waits for it fails. */
+  abandon(): void {
+    if (this.#isLost && this.#failure === null && !this.#closed)
+      this.#giveUp(new Error('it is not waited for any more'));
+  }
+
+  /** Tries once more where the device has failed. `done` is called once. */
+  revive(done: (error: Error | null) => void): void {
+    if (this.#failure === null) {
+      this.#options.reactor.wake(() => done(null));
+      return;
+    }
+    this.#openLink(MAX_CONNECT_MILLISECONDS, (error, link) => {
+      if (link === null) {
+        done(error);
+      } else if (!this.#isSame(link.client.details!)) {
+        link.client.destroy();
+        done(new DmError(Errno.ESTALE, `${this.#options.label} is in use here and has another size or mode by now`));
+      } else {
+        this.#failure = null;
+        this.#connecting = true;
+        this.#cameBack(link);
+        done(null);
+      }
+    });
   }
 
   // Silence
@@ -259,17 +328,27 @@ export class NbdLinks {
     });
   }
 
-  /** Says goodbye on every connection. Requests under way end first. */
+  /** Says goodbye on every connection. Requests under way end first, where the server answers them in time. */
   close(done: () => void): void {
+    const { reactor } = this.#options;
     this.#closed = true;
     this.#watch?.cancel();
     this.#retry?.cancel();
+    for (const end of [...this.#attempts]) end();
     for (const { request } of this.#waiting.splice(0)) request.end(Errno.ESHUTDOWN, -1);
     let left = this.#links.length;
-    if (left === 0) this.#options.reactor.wake(done);
+    if (left === 0) {
+      reactor.wake(done);
+      return;
+    }
+    const timer = reactor.after(MAX_GOODBYE_MILLISECONDS, () => {
+      for (const { client } of this.#links) client.destroy();
+    });
     for (const { client } of this.#links) {
       client.disconnect(() => {
-        if (--left === 0) done();
+        if (--left > 0) return;
+        timer.cancel();
+        done();
       });
     }
   }

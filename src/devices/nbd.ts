@@ -31,7 +31,7 @@ import {
   TRANSMISSION_SEND_TRIM,
   TRANSMISSION_SEND_WRITE_ZEROES,
 } from '../nbd/protocol/constants.ts';
-import { NbdLinks, type NbdReconnectOptions, type Sendable } from './nbd-links.ts';
+import { type NbdLinkState, NbdLinks, type NbdReconnectOptions, type Sendable } from './nbd-links.ts';
 
 export interface NbdDeviceOptions {
   reactor: Reactor;
@@ -45,6 +45,8 @@ export interface NbdDeviceOptions {
   /** Nothing can be written, whatever the server allows. */
   readOnly?: boolean;
   reconnect?: NbdReconnectOptions;
+  /** Told when the connection is lost, back, or given up; `error` says why it was. */
+  onState?: (state: NbdLinkState, error: DmError | null) => void;
 }
 
 /** Ranges without data: 1 GiB, so that a server that zeroes slowly answers from time to time. */
@@ -147,6 +149,7 @@ export class NbdDevice implements BlockDevice {
       reconnect: options.reconnect ?? {},
       label: name,
       onConnectionLost: () => device?.onConnectionLost(),
+      onState: (state, error) => options.onState?.(state, error),
     });
     links.open((error) => {
       if (error === null) device = new NbdDevice(name, links, options.readOnly ?? false);
@@ -179,6 +182,16 @@ export class NbdDevice implements BlockDevice {
 
   syncObstacle(): string {
     return `${this.name} is on another machine, or in another process, which must answer`;
+  }
+
+  /** Tries to connect again where the connection is lost for good; requests work again where that succeeds. */
+  revive(done: (error: Error | null) => void): void {
+    this.#links.revive(done);
+  }
+
+  /** Waits no longer for a connection that is lost. */
+  abandon(): void {
+    this.#links.abandon();
   }
 
   /** Says goodbye; requests under way end first. */

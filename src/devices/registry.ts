@@ -9,6 +9,7 @@ import { type EngineChoice, type EngineKind, EngineSet } from '../engine/index.t
 import { HostBlockDevice, isWriteProtected } from './block.ts';
 import type { EngineDevice } from './engine-device.ts';
 import { FileDevice, takesHoles } from './file.ts';
+import { canonicalNbdUri, isNbdUri } from './nbd-uri.ts';
 import { type Found, findDevice, type Opened, openFound } from './open.ts';
 
 export interface DeviceRegistryOptions {
@@ -53,6 +54,8 @@ interface Entry {
   readonly device: BlockDevice;
   /** Null for a registered device. */
   readonly opened: { readonly device: EngineDevice; readonly found: Found } | null;
+  /** For a registered device: told when its last user has closed it. */
+  readonly onUnused: (() => void) | null;
   locked: boolean;
   readerCount: number;
   writerCount: number;
@@ -85,8 +88,11 @@ export class DeviceRegistry implements DeviceResolver {
    *   well for a device that is to be direct and is open through the page cache here; one that is direct is so for all.
    */
   open(argument: string, readOnly: boolean, options: OpenOptions = {}): BlockDevice {
-    const registered = this.#registered.get(argument);
+    const name = this.nameOf(argument);
+    const registered = this.#registered.get(name);
     if (registered !== undefined) return count(registered, readOnly);
+    if (isNbdUri(name))
+      throw new DmError(Errno.ENODEV, `${name} is not connected: a connection is made before an open`);
     const found = findDevice(argument, resolve(this.#baseFolder ?? '.'));
     const direct = this.#directIo === 'auto' ? options.direct === true : this.#directIo === 'always';
     let entry = this.#byKey.get(found.key);
@@ -111,32 +117,47 @@ export class DeviceRegistry implements DeviceResolver {
     }
     if (readOnly) entry.readerCount--;
     else entry.writerCount--;
-    if (entry.opened === null) return;
-    if (entry.readerCount + entry.writerCount === 0) this.#forget(entry);
+    const isUnused = entry.readerCount + entry.writerCount === 0;
+    if (entry.opened === null) {
+      if (isUnused) entry.onUnused?.();
+    } else if (isUnused) this.#forget(entry);
     else if (entry.writerCount === 0) this.#makeReadOnly(entry);
   }
 
   /**
    * Gives a device of the program's own a name that tables can use; it goes before paths.
    *
+   * @param onUnused called whenever the last user has closed it
    * @throws DmError EEXIST for a name that is taken, EBUSY for a device that has one
    */
-  register(name: string, device: BlockDevice): void {
+  register(argument: string, device: BlockDevice, onUnused: (() => void) | null = null): void {
+    const name = this.nameOf(argument);
     if (this.#registered.has(name)) throw new DmError(Errno.EEXIST, `a device is registered as ${name} already`);
     if (this.#byDevice.has(device)) throw new DmError(Errno.EBUSY, `${device.name} is registered or open already`);
-    const entry: Entry = { device, opened: null, locked: false, readerCount: 0, writerCount: 0 };
+    const entry: Entry = { device, opened: null, onUnused, locked: false, readerCount: 0, writerCount: 0 };
     this.#registered.set(name, entry);
     this.#byDevice.set(device, entry);
   }
 
   /** Takes a name away. @throws DmError ENODEV for a name that is not registered, EBUSY while somebody uses the device */
-  unregister(name: string): void {
+  unregister(argument: string): void {
+    const name = this.nameOf(argument);
     const entry = this.#registered.get(name);
     if (entry === undefined) throw new DmError(Errno.ENODEV, `no device is registered as ${name}`);
     const userCount = entry.readerCount + entry.writerCount;
     if (userCount > 0) throw new DmError(Errno.EBUSY, `${name} has ${userCount} users`);
     this.#registered.delete(name);
     this.#byDevice.delete(entry.device);
+  }
+
+  /** A device that the program has registered under this name. */
+  registered(argument: string): BlockDevice | undefined {
+    return this.#registered.get(this.nameOf(argument))?.device;
+  }
+
+  /** An argument in the one spelling that a device has, where several can name it: NBD URIs. @throws DmError EINVAL */
+  nameOf(argument: string): string {
+    return isNbdUri(argument) ? canonicalNbdUri(argument, resolve(this.#baseFolder ?? '.')) : argument;
   }
 
   /** What is known about a device that is open or registered here. */
@@ -171,7 +192,7 @@ export class DeviceRegistry implements DeviceResolver {
         found.kind === 'file'
           ? new FileDevice(file, libc, opened.readOnly)
           : new HostBlockDevice(file, found.rdev, libc, opened.readOnly);
-      return { device, opened: { device, found }, locked, readerCount: 0, writerCount: 0 };
+      return { device, opened: { device, found }, onUnused: null, locked, readerCount: 0, writerCount: 0 };
     } catch (error) {
       file.engine.close(file);
       throw error;

@@ -3,6 +3,7 @@ import { EXTENT_HOLE, EXTENT_ZERO } from '../block/block-device.ts';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Reactor, Transport, TransportSecurity } from '../block/reactor.ts';
+import { clientTls } from '../reactor/nbd-credentials.ts';
 import { type ConnectAddress, NodeLoop } from '../reactor/node-loop.ts';
 import { MAX_CONNECTION_COUNT } from './client/bounds.ts';
 import { NbdClient, requestError } from './client/client.ts';
@@ -11,7 +12,6 @@ import type { RequestCallback } from './client/pending.ts';
 import { NBD_DEFAULT_PORT, TRANSMISSION_CAN_MULTI_CONN, TRANSMISSION_READ_ONLY } from './protocol/constants.ts';
 import type { ExportDescription } from './protocol/info.ts';
 import { type NbdUri, parseNbdUri } from './protocol/uri.ts';
-import { clientTls } from './tls.ts';
 
 /** A stretch of an export that is alike. */
 export interface NbdExtent {

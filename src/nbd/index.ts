@@ -2,7 +2,7 @@
 export { NbdDevice } from '../devices/nbd.ts';
 export type { NbdReconnectOptions } from '../devices/nbd-links.ts';
 export { type ConnectAddress, type ListenAddress, type Listener, NodeLoop } from '../reactor/node-loop.ts';
-export { type AttachedNbd, type AttachNbdOptions, attachNbd, attachNbdUris, type NbdHost } from './attach.ts';
+export { type AttachedNbd, type AttachNbdOptions, attachNbd, type NbdHost } from './attach.ts';
 export type { NbdExportDetails } from './client/handshake.ts';
 export {
   type ConnectNbdOptions,

@@ -4,14 +4,16 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { AnyTargetType } from '../block/target.ts';
 import { DeviceRegistry, type DirectIoChoice } from '../devices/index.ts';
+import { isNbdUri } from '../devices/nbd-uri.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
 import { type CreateOptions, Mapper } from '../mapper/mapper.ts';
-import type { TableEntry } from '../table/text.ts';
+import { parseTable, type TableEntry } from '../table/text.ts';
 import { builtinTargets, Targets } from '../targets/index.ts';
 import { Disk } from './disk.ts';
 import { chooseMajor } from './major.ts';
 import { NodeLoop } from './node-loop.ts';
+import { RemoteDevices, type RemoteDevicesOptions } from './remote-devices.ts';
 
 export interface DeviceMapperOptions {
   /** Where relative paths in tables start; the working directory unless given. */
@@ -20,6 +22,8 @@ export interface DeviceMapperOptions {
   directIo?: DirectIoChoice;
   /** Target types of the program's own, beside those that dmkit brings. */
   targets?: readonly AnyTargetType[];
+  /** How NBD URIs in tables are connected, and what becomes of them when their server goes away. */
+  remote?: RemoteDevicesOptions;
 }
 
 export interface TableOptions {
@@ -43,6 +47,7 @@ export class DeviceMapper {
   readonly targets: Targets;
   readonly devices: DeviceRegistry;
   readonly mapper: Mapper;
+  readonly remotes: RemoteDevices;
   readonly #disks = new Set<Disk>();
 
   constructor(options: DeviceMapperOptions = {}) {
@@ -53,6 +58,7 @@ export class DeviceMapper {
       ...(options.baseFolder === undefined ? {} : { baseFolder: options.baseFolder }),
       ...(options.directIo === undefined ? {} : { directIo: options.directIo }),
     });
+    this.remotes = new RemoteDevices(this, options.remote);
     const services = { reactor: this.loop, engines: this.devices.engines };
     this.mapper = new Mapper(this.targets, this.devices, chooseMajor(), services);
   }
@@ -70,27 +76,57 @@ export class DeviceMapper {
   ): Promise<Disk> {
     const device = this.mapper.create(name, options);
     try {
-      this.mapper.load(device, table, options);
+      await this.#load(device, table, options);
       await resumed(device, {});
     } catch (error) {
-      this.mapper.remove(device);
+      if (this.#isListed(device)) this.mapper.remove(device);
       throw error;
     }
     return this.#opened(`/dev/mapper/${name}`, options.readOnly ?? false);
   }
 
   /**
-   * Opens any device: an image or block device by path or `major:minor`, a mapped one as `/dev/mapper/NAME`.
+   * Opens any device: an image or block device by path or `major:minor`, a mapped one as `/dev/mapper/NAME`, a remote
+   * one by its NBD URI.
    *
-   * @throws DmError ENODEV, ENXIO, EACCES, EBUSY … as the kernel's look-up of a device gives
+   * @throws DmError ENODEV, ENXIO, EACCES, EBUSY … as the kernel's look-up of a device gives; ECONNREFUSED …
    */
   async open(argument: string, options: TableOptions = {}): Promise<Disk> {
-    return this.#opened(argument, options.readOnly ?? false);
+    const readOnly = options.readOnly ?? false;
+    if (!isNbdUri(argument)) return this.#opened(argument, readOnly);
+    const lease = await this.remotes.lease([argument]);
+    try {
+      return this.#opened(lease.translate(argument), readOnly);
+    } finally {
+      lease.release();
+    }
   }
 
   /** Puts a table into the inactive slot of a device; {@link resume} makes it live. @throws as {@link create} */
   async load(name: string, table: string | readonly TableEntry[], options: TableOptions = {}): Promise<void> {
-    this.mapper.load(this.mapper.get(name), table, options);
+    await this.#load(this.mapper.get(name), table, options);
+  }
+
+  async #load(device: MappedDevice, table: string | readonly TableEntry[], options: TableOptions): Promise<void> {
+    const entries = typeof table === 'string' ? parseTable(table) : table;
+    const uris = RemoteDevices.urisIn(entries);
+    if (uris.length === 0) {
+      this.mapper.load(device, entries, options);
+      return;
+    }
+    const lease = await this.remotes.lease(uris);
+    try {
+      if (!this.#isListed(device)) {
+        throw new DmError(Errno.ENXIO, `${device.dmName} was removed while its remote devices were connected`);
+      }
+      this.mapper.load(device, entries, { ...options, translate: lease.translate });
+    } finally {
+      lease.release();
+    }
+  }
+
+  #isListed(device: MappedDevice): boolean {
+    return this.mapper.has(device.dmName) && this.mapper.get(device.dmName) === device;
   }
 
   /** Holds new requests back; resolves when none is in flight. */
@@ -137,12 +173,17 @@ export class DeviceMapper {
     return new DmIoClient(pageCount === undefined ? options : { ...options, pageCount });
   }
 
-  /** Closes every handle, removes every device and closes what was below. Requests in flight end first. */
+  /**
+   * Closes every handle, removes every device and closes what was below. Requests in flight end first; those that wait for
+   * a remote server that is gone fail.
+   */
   async close(): Promise<void> {
+    this.remotes.abandonLost();
     for (const disk of this.#disks) disk.close();
     for (const device of this.mapper.list()) await idle(device);
     // From the top of each stack down, as long as something goes.
     for (let free = this.#unused(); free !== undefined; free = this.#unused()) await this.#gone(free);
+    await this.remotes.closed();
     const busy = this.mapper.list();
     if (busy.length > 0) {
       const names = busy.map((device) => device.dmName).join(', ');

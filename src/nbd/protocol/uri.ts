@@ -103,7 +103,7 @@ function encodePath(path: string): string {
 export function formatNbdUri(uri: NbdUri): string {
   const scheme = `nbd${uri.tls ? 's' : ''}${uri.socket === undefined ? '' : '+unix'}`;
   const user = uri.user === undefined ? '' : `${encodeURIComponent(uri.user)}@`;
-  const query = [...(uri.parameters ?? [])].map(([name, value]) => [name, encodeURIComponent(value)]);
+  const query = [...(uri.parameters ?? [])].map(([name, value]) => [name, encodePath(value)]);
   if (uri.socket !== undefined) query.unshift(['socket', encodePath(uri.socket)]);
   const queryText = query.map(([name, value]) => `${encodeURIComponent(name!)}=${value}`).join('&');
   return `${scheme}://${user}${hostText(uri)}/${encodePath(uri.exportName)}${queryText === '' ? '' : `?${queryText}`}`;
