@@ -1,11 +1,13 @@
 // Children of a benchmark: none outlives its time or the harness. Everything is ended with SIGKILL at the latest, because
 // fio's nbd engine ignores SIGTERM while its server is stalled.
 import { spawn, spawnSync } from 'node:child_process';
-import { accessSync, constants } from 'node:fs';
+import { accessSync, constants, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { delimiter, join } from 'node:path';
 
 const living = new Set();
+/** Servers that left the process group they were started in. */
+const daemons = new Set();
 
 function killGroup(pid) {
   living.delete(pid);
@@ -16,15 +18,27 @@ function killGroup(pid) {
   }
 }
 
+function signalDaemon(pid, signal) {
+  try {
+    process.kill(pid, signal);
+    return true;
+  } catch {
+    daemons.delete(pid);
+    return false;
+  }
+}
+
 export function killAll() {
   for (const pid of living) killGroup(pid);
+  for (const pid of daemons) signalDaemon(pid, 'SIGKILL');
 }
 
 process.on('exit', killAll);
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(130));
 
-function launch(command, args, seconds) {
-  const child = spawn(command, args, { detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
+function launch(command, args, seconds, env = {}) {
+  const stdio = ['ignore', 'pipe', 'pipe'];
+  const child = spawn(command, args, { detached: true, stdio, env: { ...process.env, ...env } });
   const output = { stdout: '', stderr: '' };
   child.stdout.on('data', (chunk) => {
     output.stdout += chunk;
@@ -54,31 +68,67 @@ export async function run(command, args, seconds) {
   throw new Error(`${command} ended with ${code}: ${(output.stderr || output.stdout).trim().slice(-600)}`);
 }
 
-function canConnect(path) {
+/** Whether somebody listens at a Unix socket's path or a TCP port of this machine. */
+function canConnect(place) {
   return new Promise((resolve) => {
-    const socket = connect(path);
+    const socket = typeof place === 'number' ? connect(place, '127.0.0.1') : connect(place);
     socket.on('connect', () => socket.end(() => resolve(true)));
     socket.on('error', () => resolve(false));
   });
 }
 
-/** Starts a server that listens on the Unix socket `path`; the result has `stop()` and what it printed. */
-export async function serve(command, args, path, { ready = () => canConnect(path), lifeSeconds = 900 } = {}) {
-  const { child, output, closed } = launch(command, args, lifeSeconds);
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function stopDaemon(pid) {
+  signalDaemon(pid, 'SIGTERM');
+  for (const deadline = Date.now() + 2000; Date.now() < deadline; await pause(10)) if (!isRunning(pid)) break;
+  signalDaemon(pid, 'SIGKILL');
+  daemons.delete(pid);
+}
+
+/** A process that has ended and that nobody has waited for is none. */
+function isRunning(pid) {
+  try {
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+function pidIn(file) {
+  try {
+    return Number(readFileSync(file, 'utf8')) || undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Starts a server that listens at `place`: a Unix socket's path, or a TCP port. The result has `stop()`, its `pid` and
+ * what it printed. A server that cannot but go to the background says where in `pidFile`.
+ */
+export async function serve(command, args, place, options = {}) {
+  const { ready = () => canConnect(place), lifeSeconds = 900, env, pidFile, pollMilliseconds = 25 } = options;
+  if (pidFile !== undefined) rmSync(pidFile, { force: true });
+  const { child, output, closed } = launch(command, args, lifeSeconds, env);
   let ended;
   void closed.then((code) => {
     ended = code;
   });
   const stop = async () => {
+    const daemon = pidFile === undefined ? undefined : pidIn(pidFile);
+    if (daemon !== undefined) await stopDaemon(daemon);
     child.kill('SIGTERM');
     const timer = setTimeout(killGroup, 2000, child.pid);
     await closed;
     clearTimeout(timer);
   };
-  for (const deadline = Date.now() + 20_000; Date.now() < deadline; ) {
-    if (ended !== undefined) break;
-    if (await ready(output)) return { stop, output };
-    await new Promise((resolve) => setTimeout(resolve, 25));
+  for (const deadline = Date.now() + 60_000; Date.now() < deadline; await pause(pollMilliseconds)) {
+    const daemon = pidFile === undefined ? undefined : pidIn(pidFile);
+    if (daemon !== undefined) daemons.add(daemon);
+    if (ended !== undefined && !(ended === 0 && pidFile !== undefined)) break;
+    if (pidFile !== undefined && daemon === undefined) continue;
+    if (await ready(output)) return { stop, output, pid: daemon ?? child.pid };
   }
   await stop();
   throw new Error(`${command} did not come up (${ended ?? 'time is over'}): ${output.stderr.trim().slice(-600)}`);

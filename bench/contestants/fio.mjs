@@ -1,38 +1,65 @@
 // fio, as the client of an NBD server and as a contestant that reads a file by itself.
 import { run } from '../process.mjs';
 
-const common = ({ rw, depth, round, seconds }) => [
+const common = ({ rw, depth, round, seconds, jobs = 1, blockSize = '4k', fsync }) => [
   '--name=bench',
   `--rw=${rw}`,
-  '--bs=4k',
+  `--bs=${blockSize}`,
   `--iodepth=${depth}`,
-  '--numjobs=1',
+  `--numjobs=${jobs}`,
+  '--group_reporting',
   '--time_based',
   `--runtime=${seconds}`,
-  `--ramp_time=${Math.max(0.2, seconds / 5)}`,
   // Every contestant of a round meets the same offsets, every round others.
   '--randrepeat=1',
   `--randseed=${round + 1}`,
   '--norandommap',
+  ...(fsync === undefined ? [] : [`--fsync=${fsync}`]),
   '--output-format=json',
 ];
 
-async function opsPerSecond(args, { seconds, rw }) {
-  const text = await run('fio', args, seconds * 1.5 + 15);
+async function report(args, { seconds, rw }) {
+  const text = await run('fio', args, seconds * 1.5 + 30);
   const [job] = JSON.parse(text.slice(text.indexOf('{'))).jobs;
   if (job.error !== 0) throw new Error(`fio reports error ${job.error}`);
-  return job[rw.endsWith('write') ? 'write' : 'read'].iops;
+  return job[rw.endsWith('write') ? 'write' : 'read'];
 }
 
-export function fioNbd(options) {
-  const args = [...common(options), '--ioengine=nbd', `--uri=${options.uri}`, `--size=${options.imageBytes}`];
-  return opsPerSecond(args, options);
+const MICROSECONDS = 1e-3;
+
+function latencyOf({ percentile }) {
+  const at = (percent) => percentile[percent] * MICROSECONDS;
+  return { p50: at('50.000000'), p99: at('99.000000'), p999: at('99.900000') };
 }
 
-export function fioFile(options) {
+/**
+ * What `jobs` clients get out of an NBD server, each with a connection of its own and `depth` requests in flight:
+ * `{ value, bytesPerSecond, requests, latency }`, `value` in operations per second. It does not warm up, so that `requests`
+ * are all that the server saw.
+ */
+export async function fioNbd(options) {
+  const { jobs = 1, rw, imageBytes } = options;
+  const args = [...common(options), '--ioengine=nbd', `--uri=${options.uri}`];
+  // Several sequential clients read or write a part each.
+  const share = rw.startsWith('rand') ? imageBytes : imageBytes / jobs;
+  args.push(`--size=${share}`);
+  if (share !== imageBytes) args.push(`--offset_increment=${share}`);
+  const { iops: value, bw_bytes: bytesPerSecond, total_ios: requests, clat_ns: times } = await report(args, options);
+  return { value, bytesPerSecond, requests, latency: latencyOf(times) };
+}
+
+/** Writes what a log of fio's says, once or for `seconds` at the most; gives writes per second. */
+export async function fioReplay({ uri, log, depth, seconds }) {
+  const args = ['--name=bench', '--rw=write', `--read_iolog=${log}`, '--replay_no_stall=1', '--ioengine=nbd'];
+  args.push(`--uri=${uri}`, `--iodepth=${depth}`, `--runtime=${seconds}`, '--output-format=json');
+  return (await report(args, { seconds, rw: 'write' })).iops;
+}
+
+export async function fioFile(options) {
   const { ioengine, path } = options;
   // Without invalidate=0 fio would drop the file from the page cache first.
   const args = [...common(options), `--ioengine=${ioengine}`, `--filename=${path}`, '--invalidate=0', '--thread'];
+  args.push(`--ramp_time=${Math.max(0.2, options.seconds / 5)}`);
   if (options.direct) args.push('--direct=1');
-  return opsPerSecond(args, options);
+  return (await report(args, options)).iops;
 }

@@ -1,66 +1,37 @@
-// 4 KiB random reads and writes over NBD, with fio as the client for every server.
-import { rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+// Random 4 KiB and sequential 1 MiB over NBD, with fio as the client of every server.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fioNbd } from '../contestants/fio.mjs';
-import { imageFor, scratchIn, warm } from '../images.mjs';
+import { imageFor, warm } from '../images.mjs';
 import { fileSystemOf } from '../machine.mjs';
-import { serve, which } from '../process.mjs';
+import { cpuMicroseconds } from '../proc.mjs';
+import { DMKIT_WITHOUT_RING, missing, NULL_SERVER, placeFor, SERVERS } from '../servers.mjs';
 
-const command = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const MIB = 2 ** 20;
+/** A server that has a process for each client takes note of its end. */
+const SETTLE_MILLISECONDS = 50;
 
-const missing = (program) => (which(program) === undefined ? `no ${program}: scripts/install-peers` : undefined);
+/** One fio run against a running server, with the server's own CPU time. */
+export async function measureNbd(server, work) {
+  const before = cpuMicroseconds(server.pid);
+  const { value, bytesPerSecond, requests, latency } = await fioNbd({ ...work, uri: server.uri });
+  await sleep(SETTLE_MILLISECONDS);
+  const cpu = (cpuMicroseconds(server.pid) - before) / requests;
+  return { value: work.blockSize === '1m' ? bytesPerSecond / MIB : value, cpuMicroseconds: cpu, latency };
+}
 
-/** How each server is started on an image and a socket. The arguments are the ones its own manual gives for speed. */
-const SERVERS = [
-  {
-    name: 'dmkit serve',
-    available: () => {
-      try {
-        statSync(command);
-        return undefined;
-      } catch {
-        return 'dist/ is not built: npm run build';
-      }
-    },
-    serve: (image, socket) => {
-      const table = `0 ${statSync(image).size / 512} linear ${image} 0`;
-      const args = [command, 'serve', 'disk', '--table', table, '--nbd', `unix:${socket}`];
-      return serve(process.execPath, args, socket, { ready: ({ stdout }) => /nbd\S*:\S+/.test(stdout) });
-    },
-    // The command prints the address that its clients shall use.
-    uri: (server) => server.output.stdout.match(/nbd\S*:\S+/)[0],
-  },
-  {
-    name: 'nbdkit file',
-    available: () => missing('nbdkit'),
-    serve: (image, socket) => serve('nbdkit', ['--foreground', '--unix', socket, 'file', image], socket),
-  },
-  {
-    name: 'qemu-nbd',
-    available: () => missing('qemu-nbd'),
-    serve: (image, socket) => {
-      const args = ['--format=raw', '--persistent', '--shared=16', '--cache=writeback', '--socket', socket, image];
-      return serve('qemu-nbd', args, socket);
-    },
-  },
-];
-
-function contestant(server, { folder, rw, depth, options }) {
+function contestant(server, { folder, overTcp, options, ...work }) {
   let running;
-  let uri;
   return {
     name: server.name,
+    isCeiling: server.isCeiling,
     available: () => missing('fio') ?? server.available(),
     async start() {
       const image = imageFor(folder, server.name, options.imageBytes);
       warm(image);
-      const socket = join(scratchIn(folder), `${server.name.replace(/\W+/g, '-')}.sock`);
-      rmSync(socket, { force: true });
-      running = await server.serve(image, socket);
-      uri = server.uri?.(running) ?? `nbd+unix:///?socket=${socket}`;
+      running = await server.serve(image, await placeFor(folder, server.name, overTcp));
+      await fioNbd({ ...options, ...work, uri: running.uri, round: 0, seconds: Math.max(0.3, options.seconds / 3) });
     },
-    measure: (round) => fioNbd({ uri, rw, depth, round, ...options }),
+    measure: (round) => measureNbd(running, { ...options, ...work, round }),
     async stop() {
       await running?.stop();
       running = undefined;
@@ -68,20 +39,64 @@ function contestant(server, { folder, rw, depth, options }) {
   };
 }
 
+const plural = (count, word) => `${count} ${word}${count === 1 ? '' : 's'}`;
+
+function row(place, folder, { rw, inFlight, jobs = 1, overTcp = false, servers }, options) {
+  const isRandom = rw.startsWith('rand');
+  const name = ['nbd', rw, place, ...(overTcp ? ['tcp'] : []), inFlight, ...(jobs > 1 ? [`${jobs}conn`] : [])].join(
+    ' ',
+  );
+  const size = isRandom ? '4 KiB' : '1 MiB';
+  const way = `${overTcp ? 'TCP on this machine' : 'a Unix socket'}, ${plural(jobs, 'connection')}`;
+  const work = { rw, jobs, depth: inFlight / jobs, blockSize: isRandom ? '4k' : '1m', folder, overTcp, options };
+  return {
+    name,
+    what: `NBD over ${way}, ${size} ${rw}, ${inFlight} in flight, file in the page cache`,
+    section: `NBD, ${size} ${isRandom ? 'random' : 'sequential'}, ${fileSystemOf(folder)}`,
+    label: `${rw} ${inFlight} in flight${jobs > 1 ? `, ${jobs} connections` : ''}${overTcp ? ', TCP' : ''}`,
+    unit: isRandom ? 'ops/s' : 'MiB/s',
+    fileSystem: fileSystemOf(folder),
+    contestants: servers.map((server) => contestant(server, work)),
+  };
+}
+
+/** In flight and connections: 16 MiB on the way at once fill every buffer there is, more measures none of them better. */
+const SHAPES = {
+  random: [
+    [1, 1],
+    [16, 1],
+    [64, 1],
+    [16, 4],
+    [64, 4],
+  ],
+  sequential: [
+    [1, 1],
+    [4, 1],
+    [16, 1],
+    [4, 4],
+    [16, 4],
+  ],
+};
+
+/** Which servers meet in a row: the ceiling for one connection, dmkit without its ring once for each kind of work. */
+function serversOf(inFlight, jobs) {
+  if (jobs > 1) return SERVERS;
+  const [first, ...others] = SERVERS;
+  return [first, ...(inFlight === 16 ? [DMKIT_WITHOUT_RING] : []), ...others, NULL_SERVER];
+}
+
 export function nbdRows(folders, options) {
-  const rows = [];
-  for (const [place, folder] of Object.entries(folders)) {
-    if (folder === undefined) continue;
-    for (const rw of ['randread', 'randwrite']) {
-      for (const depth of [1, 16, 64]) {
-        rows.push({
-          name: `nbd ${rw} ${place} ${depth}`,
-          what: `NBD over a Unix socket, 4 KiB ${rw}, ${depth} in flight, file in the page cache`,
-          fileSystem: fileSystemOf(folder),
-          contestants: SERVERS.map((server) => contestant(server, { folder, rw, depth, options })),
-        });
-      }
-    }
-  }
-  return rows;
+  return Object.entries(folders).flatMap(([place, folder]) => {
+    if (folder === undefined) return [];
+    const rows = ['randread', 'randwrite', 'read', 'write'].flatMap((rw) =>
+      SHAPES[rw.startsWith('rand') ? 'random' : 'sequential'].map(([inFlight, jobs]) =>
+        row(place, folder, { rw, inFlight, jobs, servers: serversOf(inFlight, jobs) }, options),
+      ),
+    );
+    if (place !== 'memory') return rows;
+    const overTcp = ['randread', 'randwrite'].map((rw) =>
+      row(place, folder, { rw, inFlight: 16, overTcp: true, servers: [...SERVERS, NULL_SERVER] }, options),
+    );
+    return [...rows, ...overTcp];
+  });
 }
