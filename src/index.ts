@@ -30,5 +30,14 @@ export * from './reactor/dm-io-promise.ts';
 export * from './reactor/kcopyd-promise.ts';
 export { NodeLoop } from './reactor/node-loop.ts';
 export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
+export {
+  type ChangedExtent,
+  changedExtents,
+  changedExtentsOfStore,
+  type SnapshotCondition,
+  type SnapshotCounters,
+  type SnapshotReport,
+  snapshotReports,
+} from './reactor/snapshots.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

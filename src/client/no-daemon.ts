@@ -10,8 +10,11 @@ export async function withoutDaemon<Name extends RequestName>(name: Name): Promi
 async function answer(name: RequestName): Promise<unknown> {
   switch (name) {
     case 'list':
+    case 'snapshots':
     case 'removeAll':
       return [];
+    case 'snapshotUsers':
+      return { origins: [], overlays: [] };
     case 'targets': {
       const { builtinTargets } = await import('../targets/index.ts');
       return builtinTargets.map((type) => ({ name: type.name, version: type.version }));

@@ -27,6 +27,9 @@ const SHAPES: Readonly<Record<RequestName, Shape>> = {
   wait: { ...DEVICE, eventNumber: 'number' },
   message: { ...DEVICE, sector: 'number', text: 'text' },
   setReadAhead: { ...DEVICE, sectorCount: 'number or null', atLeast: 'flag?' },
+  snapshots: { device: 'device?' },
+  snapshotChanges: { ...DEVICE, sector: 'number' },
+  snapshotUsers: { origin: 'text?', cow: 'text?' },
   restore: {},
   shutdown: { force: 'flag?' },
 };

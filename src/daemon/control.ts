@@ -1,5 +1,6 @@
 // What can be asked of the devices, whoever holds them: the words of the control socket, and of everything above it. They
 // follow the kernel's control node (drivers/md/dm-ioctl.c), one request for each of its calls.
+import type { ChangesPage, SnapshotReport } from '../reactor/snapshots.ts';
 import type { TableEntry } from '../table/text.ts';
 
 /** Which device: one of the three. */
@@ -66,6 +67,19 @@ export interface Restored {
   error: string | null;
 }
 
+/** A snapshot line of a device's live table. */
+export interface SnapshotStatus extends SnapshotReport {
+  name: string;
+  /** `''` for none. */
+  uuid: string;
+  openCount: number;
+  suspended: boolean;
+  /** Lines of its table. */
+  targetCount: number;
+  /** The origin's name where that is one of dmkit's devices. */
+  originName: string | null;
+}
+
 /** Who answers. */
 export interface DaemonInfo {
   /** dmkit's version. */
@@ -112,6 +126,12 @@ export interface Requests {
   message: [args: { device: DeviceAddress; sector: number; text: string }, reply: string | null];
   /** `atLeast`: only where it is larger than the device's own. Null sectors: the device's own. */
   setReadAhead: [args: { device: DeviceAddress; sectorCount: number | null; atLeast?: boolean }, reply: DeviceStatus];
+  /** The snapshot lines of one device, or of all. */
+  snapshots: [args: { device?: DeviceAddress }, reply: SnapshotStatus[]];
+  /** From `sector` on. */
+  snapshotChanges: [args: { device: DeviceAddress; sector: number }, reply: ChangesPage];
+  /** The names of devices that map an origin (snapshot-origin), and of those that use a COW, both as tables print them. */
+  snapshotUsers: [args: { origin?: string; cow?: string }, reply: { origins: string[]; overlays: string[] }];
   /** Makes the devices of the last daemon's journal again. */
   restore: [args: Record<string, never>, reply: Restored[]];
   /** Ends the daemon. Without `force` only where nobody uses a device. */

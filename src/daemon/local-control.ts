@@ -5,6 +5,7 @@ import type { TargetRegistry } from '../block/target.ts';
 import type { MappedDevice, StateChange } from '../mapper/mapped-device.ts';
 import type { LoadOptions, Mapper } from '../mapper/mapper.ts';
 import type { Control, DeviceAddress, DeviceStatus, Reply, RequestArgs, RequestName } from './control.ts';
+import { snapshotHandlers } from './snapshots.ts';
 import { depsOf, linesOf, ReadAheads, statusOf } from './status.ts';
 
 /** What only the daemon itself can do. */
@@ -65,7 +66,12 @@ export class LocalControl implements Control {
   constructor(options: LocalControlOptions) {
     this.#mapper = options.mapper;
     this.#options = options;
-    this.#handlers = { ...this.#questions(), ...this.#tableRequests(), ...this.#deviceRequests() };
+    this.#handlers = {
+      ...this.#questions(),
+      ...this.#tableRequests(),
+      ...this.#deviceRequests(),
+      ...snapshotHandlers(options.mapper, (address) => this.#find(address)),
+    };
   }
 
   async call<Name extends RequestName>(

@@ -18,6 +18,7 @@ import { SyncIo } from './sync-io.ts';
 export class PersistentStore implements ExceptionStore {
   readonly device: BlockDevice;
   readonly overflowAware: boolean;
+  commitCount = 0;
   chunkSectorCount: number;
   readonly #services: TargetServices;
   readonly #lazy: boolean;
@@ -231,8 +232,10 @@ export class PersistentStore implements ExceptionStore {
     }
     const batch = this.#batch;
     this.#batch = [];
-    if (status === 0) this.#turnThePage();
-    else if (status === Errno.ENOSPC) this.#takeBack(batch.length);
+    if (status === 0) {
+      this.commitCount++;
+      this.#turnThePage();
+    } else if (status === Errno.ENOSPC) this.#takeBack(batch.length);
     else this.#valid = false;
     const errno = status === 0 || status === Errno.ENOSPC ? status : Errno.EIO;
     for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);

@@ -265,10 +265,13 @@ export class Snapshot {
     return `${usage.allocatedSectorCount}/${usage.totalSectorCount} ${usage.metadataSectorCount}`;
   }
 
+  get storeWord(): 'P' | 'PO' | 'N' {
+    return this.state?.store.word ?? this.#store.word;
+  }
+
   tableWords(): string {
-    const word = this.state?.store.word ?? this.#store.word;
     const devices = `${escapeArgument(this.origin.device.name)} ${escapeArgument(this.cow.name)}`;
-    return `${devices} ${word} ${this.chunkSectorCount}${formatFeatures(this.features)}`;
+    return `${devices} ${this.storeWord} ${this.chunkSectorCount}${formatFeatures(this.features)}`;
   }
 
   /** What the store has is of depth 1, whatever its device makes of it; what the origin has lies below. */

@@ -14,9 +14,12 @@ import { PendingException, type PendingOwner } from './pending.ts';
 import { PersistentStore } from './persistent.ts';
 import type { ExceptionStore } from './store.ts';
 
-/** How much a snapshot did since its table was loaded. */
-export interface SnapshotCounters {
+/** How much a snapshot did since its store was opened. */
+export interface SnapshotWork {
+  /** Exceptions that were completed. */
   exceptionCount: number;
+  /** Of these, those for which something was read from the origin. */
+  copyCount: number;
   copiedSectorCount: number;
 }
 
@@ -33,7 +36,7 @@ export class SnapshotState implements PendingOwner {
   isEager = false;
   /** The line that has it. */
   setup: TargetSetup;
-  readonly counters: SnapshotCounters = { exceptionCount: 0, copiedSectorCount: 0 };
+  readonly work: SnapshotWork = { exceptionCount: 0, copyCount: 0, copiedSectorCount: 0 };
   readonly #lazy: boolean;
   readonly #pending = new Map<number, PendingException>();
   // Pending exceptions that are not filled in their order of allocation yet.
@@ -138,7 +141,9 @@ export class SnapshotState implements PendingOwner {
     pending.filled = true;
     pending.errno = errno;
     pending.failedWriting = writing;
-    this.counters.copiedSectorCount += pending.copy.copiedSectorCount;
+    const { copiedSectorCount } = pending.copy;
+    if (copiedSectorCount > 0) this.work.copyCount++;
+    this.work.copiedSectorCount += copiedSectorCount;
     // Records are in the order of allocation, so that what is ready early waits.
     while (this.#firstAllocated?.filled) {
       const first = this.#firstAllocated;
@@ -206,7 +211,7 @@ export class SnapshotState implements PendingOwner {
 
   #complete(pending: PendingException): void {
     this.exceptions.add(pending.oldChunk, pending.newChunk);
-    this.counters.exceptionCount++;
+    this.work.exceptionCount++;
     this.#forget(pending);
     pending.writer?.endIo(0);
     for (let bio = pending.shift(); bio !== null; bio = pending.shift()) this.sendToNewChunk(bio, pending.newChunk);

@@ -28,6 +28,8 @@ export interface ExceptionStore {
   chunkSectorCount: number;
   /** A write that finds no room leaves the snapshot readable. */
   readonly overflowAware: boolean;
+  /** Writes of records that were done, each for one exception or many. */
+  readonly commitCount: number;
 
   /**
    * Reads what there is, or makes a new store. Ends before it returns.

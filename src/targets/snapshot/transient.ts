@@ -8,6 +8,7 @@ export class TransientStore implements ExceptionStore {
   readonly word = 'N';
   readonly device: BlockDevice;
   readonly overflowAware = false;
+  readonly commitCount = 0;
   chunkSectorCount: number;
   #nextFree = 0;
   #valid = true;

@@ -1,0 +1,42 @@
+// A store looked at without its snapshot: what a COW holds, and nothing is written to it.
+import type { BlockDevice } from '../../block/block-device.ts';
+import { Errno } from '../../block/errno.ts';
+import type { TargetServices } from '../../block/target.ts';
+import { ExceptionTable } from './exception-table.ts';
+import { readHeader, SNAP_MAGIC } from './layout.ts';
+import { openStore } from './persistent-load.ts';
+import { StoreError } from './store.ts';
+import { SyncIo } from './sync-io.ts';
+
+export interface StoreContents {
+  chunkSectorCount: number;
+  exceptions: ExceptionTable;
+}
+
+/** @throws StoreError ENXIO for what is no store, EIO for one that is invalid or can't be read, EINVAL for a damaged one */
+export function readStore(device: BlockDevice, services: TargetServices): StoreContents {
+  const io = new SyncIo(device, services);
+  try {
+    checkMagic(io, device);
+    const exceptions = new ExceptionTable();
+    const found = openStore(io, device, 0, (oldChunk, newChunk) => exceptions.add(oldChunk, newChunk));
+    if (!found.valid) {
+      throw new StoreError(
+        Errno.EIO,
+        `${device.name} says that its snapshot is invalid: what it holds is not all there`,
+      );
+    }
+    return { chunkSectorCount: found.chunkSectorCount, exceptions };
+  } finally {
+    io.close();
+  }
+}
+
+/** A blank device would be made a store by who opens it. */
+function checkMagic(io: SyncIo, device: BlockDevice): void {
+  const { logicalBlockSize } = device.limits;
+  const first = new Uint8Array(logicalBlockSize);
+  if (device.sectorCount > 0) io.read(0, first);
+  if (readHeader(first).magic === SNAP_MAGIC) return;
+  throw new StoreError(Errno.ENXIO, `${device.name} holds no store of a snapshot: it does not begin with SnAp`);
+}
