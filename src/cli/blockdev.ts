@@ -4,6 +4,7 @@ import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import type { DeviceStatus } from '../daemon/control.ts';
+import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { reportFailure } from './failure.ts';
 import { isHostDevice, mapDevice } from './process-io.ts';
 
@@ -103,6 +104,27 @@ function ofMapped(status: DeviceStatus, control: ClientControl): Answers {
   };
 }
 
+/** A remote disk, asked anew for each question. */
+async function ofRemote(uri: string): Promise<Answers> {
+  const { connectNbd } = await import('../nbd/connect.ts');
+  const disk = await connectNbd(uri);
+  const { byteLength, readOnly, details } = disk;
+  await disk.close();
+  const logicalBlockSize = Math.max(SECTOR_SIZE, details.blockSizes?.minimum ?? 0);
+  return {
+    sectorCount: Math.floor(byteLength / SECTOR_SIZE),
+    logicalBlockSize,
+    physicalBlockSize: Math.max(logicalBlockSize, details.blockSizes?.preferred ?? 0),
+    readOnly,
+    readAhead: DEFAULT_READ_AHEAD,
+    flush: async () => {
+      const again = await connectNbd(uri);
+      await again.flush();
+      await again.close();
+    },
+  };
+}
+
 async function findMapped(path: string, control: ClientControl): Promise<DeviceStatus | undefined> {
   const name = path.startsWith('dm:')
     ? path.slice(3)
@@ -120,6 +142,7 @@ async function findMapped(path: string, control: ClientControl): Promise<DeviceS
 }
 
 async function answersFor(path: string, control: ClientControl): Promise<Answers> {
+  if (isNbdUri(path)) return ofRemote(canonicalNbdUri(path, process.cwd()));
   const mapped = await findMapped(path, control);
   if (mapped !== undefined) return ofMapped(mapped, control);
   let stat: Stats;

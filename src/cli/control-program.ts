@@ -10,6 +10,10 @@ function addDaemonCommands(program: Command, setExitCode: (code: number) => void
     .command('daemon')
     .description('hold the devices, in the foreground; other commands start it in the background when they need it')
     .option('--idle-exit <seconds>', 'end after so long without devices and commands (DMKIT_IDLE_EXIT)')
+    .option(
+      '--reconnect <seconds>',
+      'how long the server of an NBD URI that went away is waited for; 60 (DMKIT_RECONNECT)',
+    )
     .option('--ready-descriptor <number>', 'say "ready" over this file descriptor, then close it')
     .action(async (options: DaemonCommandOptions) => (await import('./daemon.ts')).runDaemon(options));
   program

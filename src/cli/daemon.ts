@@ -9,6 +9,7 @@ import { connect } from '../client/index.ts';
 import { READY_TEXT } from '../client/start.ts';
 import { type Daemon, startDaemon } from '../daemon/daemon.ts';
 import { daemonFolder } from '../daemon/folder.ts';
+import { reconnectOptions } from './reconnect.ts';
 
 const STOP_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 const GONE_ATTEMPTS = 400;
@@ -16,6 +17,7 @@ const GONE_MILLISECONDS = 50;
 
 export interface DaemonCommandOptions {
   idleExit?: string;
+  reconnect?: string;
   /** Tells the process that started this one, over this descriptor, and hangs up. */
   readyDescriptor?: string;
 }
@@ -42,7 +44,11 @@ async function start(options: DaemonCommandOptions): Promise<Daemon> {
   try {
     const idleExitSeconds = idleSeconds(options);
     const folder = daemonFolder();
-    return await startDaemon({ folder, ...(idleExitSeconds === undefined ? {} : { idleExitSeconds }) });
+    return await startDaemon({
+      folder,
+      ...(idleExitSeconds === undefined ? {} : { idleExitSeconds }),
+      ...reconnectOptions(options.reconnect),
+    });
   } catch (error) {
     const code = error instanceof DmError ? error.code : 'error';
     tellStarter(options.readyDescriptor, `${code}: ${(error as Error).message}`);

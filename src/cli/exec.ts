@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { daemonFolder } from '../daemon/folder.ts';
+import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { MAP_VARIABLE } from './process-io.ts';
 
 const ANSWERED = ['dmsetup', 'blockdev'] as const;
@@ -29,15 +30,22 @@ function makePrograms(): string {
   return folder;
 }
 
+function imageOf(text: string): string {
+  return isNbdUri(text) ? canonicalNbdUri(text, process.cwd()) : resolve(text);
+}
+
 /** `/dev/sdb1=disk.img` to a table of paths. @throws DmError EINVAL for anything else */
 function parseMaps(maps: readonly string[]): Record<string, string> {
   const result: Record<string, string> = {};
   for (const text of maps) {
     const equals = text.indexOf('=');
     if (!text.startsWith('/') || equals < 0 || equals === text.length - 1) {
-      throw new DmError(Errno.EINVAL, `--map ${text}: it takes the form /dev/PATH=IMAGE`);
+      throw new DmError(
+        Errno.EINVAL,
+        `--map ${text}: it takes the form /dev/PATH=IMAGE, an image being a path or an NBD URI`,
+      );
     }
-    result[text.slice(0, equals)] = resolve(text.slice(equals + 1));
+    result[text.slice(0, equals)] = imageOf(text.slice(equals + 1));
   }
   return result;
 }

@@ -5,11 +5,13 @@ import { constants, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
+import type { NbdLinkState } from '../devices/nbd-links.ts';
 import { isRemote, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
 import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { DeviceMapper } from '../reactor/device-mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
+import { reconnectOptions } from './reconnect.ts';
 
 export interface ServeOptions {
   names: string[];
@@ -25,6 +27,7 @@ export interface ServeOptions {
   tlsPsk?: string;
   tlsVerifyPeer?: boolean;
   run?: string;
+  reconnect?: string;
 }
 
 const PARENT_CHECK_MILLISECONDS = 500;
@@ -183,6 +186,14 @@ function warnOfStrangers(options: ServeOptions, tls: NbdTlsOptions | undefined):
   }
 }
 
+/** What becomes of a remote device is for whoever wonders why everything waits. */
+function tellOfRemote(uri: string, state: NbdLinkState, error: DmError | null): void {
+  const tell = (text: string): void => void process.stderr.write(`dmkit: ${text}\n`);
+  if (state === 'lost') tell(`${uri}: the connection is lost; requests wait until it is back`);
+  else if (state === 'back') tell(`${uri}: the connection is back`);
+  else tell(error?.message ?? `${uri} has failed`);
+}
+
 /** The socket this process was given, if it was. @throws DmError EINVAL for options that make no sense with it */
 function inheritedSocket(options: ServeOptions): number | null {
   const inherited = takeInheritedSocket();
@@ -199,7 +210,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   const readOnly = options.readOnly ?? false;
   const tls = tlsOptions(options);
   const inherited = inheritedSocket(options);
-  const dm = new DeviceMapper();
+  const dm = new DeviceMapper({ remote: { ...reconnectOptions(options.reconnect), onState: tellOfRemote } });
   let folder: string | null = null;
   try {
     if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;

@@ -4,6 +4,7 @@ import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Transport } from '../block/reactor.ts';
 import { version } from '../block/version.ts';
+import type { NbdReconnectOptions } from '../devices/nbd-links.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { NbdServer } from '../nbd/server/server.ts';
 import { DeviceMapper } from '../reactor/device-mapper.ts';
@@ -13,7 +14,7 @@ import type { Restored } from './control.ts';
 import { ControlServer } from './control-server.ts';
 import type { DaemonFolder } from './folder.ts';
 import { translator } from './host-paths.ts';
-import { readJournal, setJournalAside, writeJournal } from './journal.ts';
+import { readJournal, setJournalAside, writeJournal, writeLostJournal } from './journal.ts';
 import { LocalControl } from './local-control.ts';
 import { type DaemonLock, takeLock } from './lock.ts';
 import { type Log, openLog } from './log.ts';
@@ -24,6 +25,8 @@ export interface DaemonOptions {
   folder: DaemonFolder;
   /** Ends by itself after so many seconds without devices and clients; never unless given. */
   idleExitSeconds?: number;
+  /** How servers of remote devices that went away are waited for. */
+  reconnect?: NbdReconnectOptions;
 }
 
 /** Why it ended. */
@@ -55,8 +58,18 @@ export class Daemon {
     this.stopped = new Promise((resolve) => {
       this.#onStopped = resolve;
     });
-    this.#dm = new DeviceMapper({ baseFolder: options.folder.path });
-    const { mapper, loop, targets } = this.#dm;
+    this.#dm = new DeviceMapper({
+      baseFolder: options.folder.path,
+      remote: {
+        ...(options.reconnect === undefined ? {} : { reconnect: options.reconnect }),
+        onState: (uri, state, error) => {
+          if (state === 'back') log.info({ uri }, 'a remote device is back');
+          else
+            log.error({ uri, err: error }, state === 'lost' ? 'a remote device is lost' : 'a remote device has failed');
+        },
+      },
+    });
+    const { mapper, loop, targets, remotes } = this.#dm;
     this.#nbd = new NbdServer({
       reactor: loop,
       onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
@@ -69,6 +82,7 @@ export class Daemon {
     this.#control = new LocalControl({
       mapper,
       targets,
+      remotes,
       translate: translator(mapper),
       onChange: (device) => this.#onChange(device),
       daemon: {
@@ -141,7 +155,9 @@ export class Daemon {
     if (state === null) throw new DmError(Errno.ENOENT, 'there is no journal of lost devices to restore');
     const results = await restoreDevices(this.#control, state, this.#dm.mapper.major);
     this.#log.info({ results }, 'restored');
-    if (results.every(({ error }) => error === null)) rmSync(this.#folder.lostJournal, { force: true });
+    const failed = new Set(results.filter(({ error }) => error !== null).map(({ name }) => name));
+    const devices = state.devices.filter(({ name }) => failed.has(name));
+    writeLostJournal(this.#folder.lostJournal, { ...state, devices });
     return results;
   }
 
@@ -182,7 +198,12 @@ export class Daemon {
 
   /** A device that still waits for something below it does not keep the daemon. */
   async #takeDown(): Promise<void> {
-    const removed = this.#control.call('removeAll', {});
+    const { remotes } = this.#dm;
+    remotes.abandonLost();
+    const removed = this.#control.call('removeAll', {}).then(async (left) => {
+      await remotes.closed();
+      return left;
+    });
     const late = new Promise<null>((resolve) => setTimeout(resolve, STOP_TIMEOUT_MILLISECONDS, null).unref());
     const left = await Promise.race([removed, late]);
     if (left === null || left.length > 0) this.#log.error({ left }, 'devices were still in use');

@@ -5,6 +5,7 @@ import { resolve } from 'node:path';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { formatDeviceNumber } from '../devices/block.ts';
+import { isNbdUri } from '../devices/nbd-uri.ts';
 import type { Mapper } from '../mapper/mapper.ts';
 
 const MAPPER_PREFIX = '/dev/mapper/';
@@ -44,7 +45,7 @@ export function translator(
       const node = NODE.exec(argument);
       return node !== null && isOurs(argument) ? `${mapper.major}:${node[1]}` : argument;
     }
-    if (/^(?:\d+:\d+|dm:.*)$/.test(argument) || folder === undefined) return argument;
+    if (/^(?:\d+:\d+|dm:.*)$/.test(argument) || isNbdUri(argument) || folder === undefined) return argument;
     return resolve(folder, argument);
   };
 }

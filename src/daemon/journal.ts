@@ -58,9 +58,18 @@ export function writeJournal(path: string, major: number, devices: readonly Mapp
     rmSync(path, { force: true });
     return;
   }
-  const state: JournalState & { format: number } = { format: FORMAT, major, devices: devices.map(describe) };
+  replace(path, { major, devices: devices.map(describe) });
+}
+
+/** Keeps of a lost journal what could not be restored, for another try; nothing is left of one without devices. */
+export function writeLostJournal(path: string, state: JournalState): void {
+  if (state.devices.length === 0) rmSync(path, { force: true });
+  else replace(path, state);
+}
+
+function replace(path: string, state: JournalState): void {
   const fresh = `${path}.new`;
-  writeFileSync(fresh, JSON.stringify(state), { mode: 0o600 });
+  writeFileSync(fresh, JSON.stringify({ format: FORMAT, ...state }), { mode: 0o600 });
   renameSync(fresh, path);
 }
 

@@ -2,10 +2,11 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { TargetRegistry } from '../block/target.ts';
+import { isNbdUri } from '../devices/nbd-uri.ts';
 import type { MappedDevice, StateChange } from '../mapper/mapped-device.ts';
 import type { LoadOptions, Mapper } from '../mapper/mapper.ts';
+import { RemoteDevices, type RemoteLease } from '../reactor/remote-devices.ts';
 import type { Control, DeviceAddress, DeviceStatus, Reply, RequestArgs, RequestName } from './control.ts';
-import { snapshotHandlers } from './snapshots.ts';
 import { depsOf, linesOf, ReadAheads, statusOf } from './status.ts';
 
 /** What only the daemon itself can do. */
@@ -22,6 +23,8 @@ export interface LocalControlOptions {
   targets: TargetRegistry;
   /** How a load's device arguments are to be read, for a caller in `folder`. */
   translate?: (folder: string | undefined, host: boolean) => (argument: string) => string;
+  /** For tables that name NBD URIs; without it they are refused. */
+  remotes?: RemoteDevices;
   /** Something about this device has changed; `previousName` where that is its name. */
   onChange?: (device: MappedDevice, previousName?: string) => void;
   daemon?: { [Name in DaemonRequest]: Handler<Name> };
@@ -52,6 +55,25 @@ function changed(
   });
 }
 
+/** Waits for what cannot be undone under way; a signal lets it go when it is there. */
+function leased(signal: AbortSignal | undefined, connecting: Promise<RemoteLease>): Promise<RemoteLease> {
+  return new Promise((resolve, reject) => {
+    const onAbort = (): void => {
+      void connecting.then((lease) => lease.release());
+      reject(interrupted());
+    };
+    if (signal?.aborted) {
+      onAbort();
+      return;
+    }
+    signal?.addEventListener('abort', onAbort, { once: true });
+    connecting.then((lease) => {
+      signal?.removeEventListener('abort', onAbort);
+      resolve(lease);
+    }, reject);
+  });
+}
+
 function interrupted(): DmError {
   return new DmError(Errno.EINTR, 'interrupted: it was undone');
 }
@@ -66,12 +88,7 @@ export class LocalControl implements Control {
   constructor(options: LocalControlOptions) {
     this.#mapper = options.mapper;
     this.#options = options;
-    this.#handlers = {
-      ...this.#questions(),
-      ...this.#tableRequests(),
-      ...this.#deviceRequests(),
-      ...snapshotHandlers(options.mapper, (address) => this.#find(address)),
-    };
+    this.#handlers = { ...this.#questions(), ...this.#tableRequests(), ...this.#deviceRequests() };
   }
 
   async call<Name extends RequestName>(
@@ -110,13 +127,13 @@ export class LocalControl implements Control {
 
   #tableRequests(): Pick<{ [Name in DeviceRequest]: Handler<Name> }, 'load' | 'clear' | 'suspend' | 'resume'> {
     return {
-      load: (args) => {
+      load: (args, signal) => {
         const device = this.#find(args.device);
-        const options: LoadOptions = { readOnly: args.readOnly ?? false };
-        const translate = this.#options.translate?.(args.folder, args.host ?? false);
-        if (translate !== undefined) options.translate = translate;
-        this.#mapper.load(device, args.table, options);
-        return this.#noted(device);
+        const uris = RemoteDevices.urisIn(args.table);
+        if (uris.length > 0 && this.#options.remotes !== undefined) {
+          return this.#loadRemote(device, args, leased(signal, this.#options.remotes.lease(uris, args.folder)));
+        }
+        return this.#load(device, args, null);
       },
       clear: (args) => {
         const device = this.#find(args.device);
@@ -141,6 +158,31 @@ export class LocalControl implements Control {
         return this.#status(device);
       },
     };
+  }
+
+  #load(device: MappedDevice, args: RequestArgs<'load'>, lease: RemoteLease | null): DeviceStatus {
+    const options: LoadOptions = { readOnly: args.readOnly ?? false };
+    const translate = this.#options.translate?.(args.folder, args.host ?? false) ?? ((argument: string) => argument);
+    options.translate = (argument) =>
+      lease !== null && isNbdUri(argument) ? lease.translate(argument) : translate(argument);
+    this.#mapper.load(device, args.table, options);
+    return this.#noted(device);
+  }
+
+  async #loadRemote(
+    device: MappedDevice,
+    args: RequestArgs<'load'>,
+    connecting: Promise<RemoteLease>,
+  ): Promise<DeviceStatus> {
+    const lease = await connecting;
+    try {
+      if (!this.#mapper.has(device.dmName) || this.#mapper.get(device.dmName) !== device) {
+        throw new DmError(Errno.ENXIO, `${device.dmName} was removed while its remote devices were connected`);
+      }
+      return this.#load(device, args, lease);
+    } finally {
+      lease.release();
+    }
   }
 
   #deviceRequests(): Pick<

@@ -138,7 +138,8 @@ export class NbdLinks {
     const end = (): void => settle(new DmError(Errno.ESHUTDOWN, `${label} is closed`), null);
     const timer = reactor.after(milliseconds, () => {
       const seconds = Math.ceil(milliseconds / 1000);
-      settle(new DmError(Errno.ETIMEDOUT, `${label}: the server has not answered for ${seconds} s`), null);
+      const text = `the server has not answered for ${seconds} s; some take one client at a time`;
+      settle(new DmError(Errno.ETIMEDOUT, text), null);
     });
     this.#attempts.add(end);
     connect((error, transport) => {

@@ -35,7 +35,7 @@ export function canonicalNbdUri(text: string, baseFolder: string): string {
     }
     return formatNbdUri(uri);
   } catch (error) {
-    if (error instanceof MalformedError) throw new DmError(Errno.EINVAL, error.message, undefined, { cause: error });
+    if (error instanceof MalformedError) throw new DmError(Errno.EINVAL, error.message);
     throw error;
   }
 }

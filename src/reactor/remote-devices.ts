@@ -42,7 +42,7 @@ function cannotConnect(uri: string, error: Error | null): DmError {
   const code = (error as NodeJS.ErrnoException | null)?.code;
   // A host name that nobody knows has no errno.
   const errno = code === 'ENOTFOUND' ? Errno.ENXIO : errnoFromException(error);
-  return new DmError(errno, `cannot connect to ${uri}: ${error?.message}`, code, { cause: error });
+  return new DmError(errno, `cannot connect to ${uri}: ${error?.message}`, code);
 }
 
 /**
