@@ -43,3 +43,10 @@ export function warm(path) {
   while (readSync(fd, chunk) > 0);
   closeSync(fd);
 }
+
+/** Gives the room of a large image back before the run ends. */
+export function forgetImage(path) {
+  if (path === undefined) return;
+  made.delete(path);
+  rmSync(path, { force: true });
+}

@@ -1,6 +1,9 @@
 // fio, as the client of an NBD server and as a contestant that reads a file by itself.
 import { run } from '../process.mjs';
 
+/** fio takes a broken number of seconds for none. */
+const milliseconds = (seconds) => `${Math.round(seconds * 1000)}ms`;
+
 const common = ({ rw, depth, round, seconds, jobs = 1, blockSize = '4k', fsync }) => [
   '--name=bench',
   `--rw=${rw}`,
@@ -9,7 +12,7 @@ const common = ({ rw, depth, round, seconds, jobs = 1, blockSize = '4k', fsync }
   `--numjobs=${jobs}`,
   '--group_reporting',
   '--time_based',
-  `--runtime=${seconds}`,
+  `--runtime=${milliseconds(seconds)}`,
   // Every contestant of a round meets the same offsets, every round others.
   '--randrepeat=1',
   `--randseed=${round + 1}`,
@@ -51,7 +54,7 @@ export async function fioNbd(options) {
 /** Writes what a log of fio's says, once or for `seconds` at the most; gives writes per second. */
 export async function fioReplay({ uri, log, depth, seconds }) {
   const args = ['--name=bench', '--rw=write', `--read_iolog=${log}`, '--replay_no_stall=1', '--ioengine=nbd'];
-  args.push(`--uri=${uri}`, `--iodepth=${depth}`, `--runtime=${seconds}`, '--output-format=json');
+  args.push(`--uri=${uri}`, `--iodepth=${depth}`, `--runtime=${milliseconds(seconds)}`, '--output-format=json');
   return (await report(args, { seconds, rw: 'write' })).iops;
 }
 
@@ -59,7 +62,7 @@ export async function fioFile(options) {
   const { ioengine, path } = options;
   // Without invalidate=0 fio would drop the file from the page cache first.
   const args = [...common(options), `--ioengine=${ioengine}`, `--filename=${path}`, '--invalidate=0', '--thread'];
-  args.push(`--ramp_time=${Math.max(0.2, options.seconds / 5)}`);
+  args.push(`--ramp_time=${milliseconds(Math.max(0.2, options.seconds / 5))}`);
   if (options.direct) args.push('--direct=1');
   return (await report(args, options)).iops;
 }
