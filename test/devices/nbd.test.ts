@@ -1,61 +1,20 @@
 // The remote device: against our own server in this process, nbdkit and qemu-nbd; servers that die, stall and come back.
 import { createHash } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createConnection, createServer, type Server, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MemoryDevice } from '../../src/devices/memory.ts';
-import { attachNbd, formatNbdUri, NbdServer, NodeLoop } from '../../src/nbd/index.ts';
+import { attachNbd, formatNbdUri } from '../../src/nbd/index.ts';
 import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
 import { dmIoPromise } from '../../src/reactor/dm-io-promise.ts';
 import { issue } from '../../src/testing/index.ts';
 import { itPeer, peer, start } from '../support/peers.ts';
 import { randomBytes as seededBytes, tempDir } from '../support/tmp.ts';
+import { eventually, pipe, plainProxy, SECTOR_COUNT, serve } from './nbd-support.ts';
 
 let drawn = 0;
 const randomBytes = (byteLength: number): Buffer => seededBytes(byteLength, ++drawn);
-
-const SECTOR_COUNT = 16_384;
-
-/** Our server on a socket, whose connections a test can cut. */
-async function serve(device = new MemoryDevice('disk', SECTOR_COUNT), socket = join(tempDir(), 's.sock')) {
-  const loop = new NodeLoop();
-  const transports = new Set<{ destroy(): void }>();
-  let accepting = true;
-  const server = new NbdServer({ reactor: loop, exports: [{ name: 'disk', device }], onError: () => {} });
-  await new Promise<void>((resolve, reject) => {
-    loop.listen(
-      { unix: socket },
-      (transport) => {
-        transports.add(transport);
-        if (accepting) server.accept(transport);
-        else transport.destroy();
-      },
-      (error, listener) => {
-        if (listener === null) reject(error);
-        else resolve();
-        onTestFinished(() => listener?.close());
-      },
-    );
-  });
-  const cut = (): void => {
-    for (const transport of transports) transport.destroy();
-    transports.clear();
-  };
-  onTestFinished(cut);
-  return {
-    device,
-    uri: formatNbdUri({ socket, exportName: 'disk' }),
-    cut,
-    shut: () => {
-      accepting = false;
-      cut();
-    },
-    reopen: () => {
-      accepting = true;
-    },
-  };
-}
 
 function mapper(): DeviceMapper {
   const dm = new DeviceMapper();
@@ -211,37 +170,6 @@ describe('a connection that is lost', () => {
   });
 });
 
-async function plainProxy(socket: string, target: () => string, onPair: (client: Socket, to: Socket) => void = pipe) {
-  const sockets = new Set<Socket>();
-  const server: Server = createServer((client) => {
-    const to = createConnection(target());
-    for (const one of [client, to]) {
-      sockets.add(one);
-      one.on('error', () => {});
-      one.on('close', () => {
-        client.destroy();
-        to.destroy();
-      });
-    }
-    onPair(client, to);
-  });
-  await new Promise<void>((resolve) => server.listen(socket, resolve));
-  const cut = (): void => {
-    for (const one of sockets) one.destroy();
-    sockets.clear();
-  };
-  onTestFinished(() => {
-    cut();
-    server.close();
-  });
-  return { cut };
-}
-
-function pipe(client: Socket, to: Socket): void {
-  client.pipe(to);
-  to.pipe(client);
-}
-
 /** Passes everything until it is told to stall: then the connections there are say nothing more. */
 async function stallingProxy(target: string) {
   const socket = join(tempDir(), 'p.sock');
@@ -326,15 +254,3 @@ describe('real servers', { timeout: 60_000 }, () => {
     await exercise(uri, image);
   });
 });
-
-async function eventually(work: () => Promise<unknown>): Promise<void> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      await work();
-      return;
-    } catch (error) {
-      if (attempt > 100) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
-}
