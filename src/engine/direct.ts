@@ -71,8 +71,6 @@ export class DirectFile extends ThreadedFile {
   takesNowait = true;
   takesPunchHole = true;
   takesZeroRange = true;
-  /** In memory: a call is a copy and nothing else, and need not be timed. */
-  neverWaits = false;
   /** Until then (the reactor's clock) its calls go to threads; 0 for never. */
   offloadUntil = 0;
 }

@@ -62,6 +62,8 @@ export class FileRequest {
   /** Outcome of the call that ended last. */
   errno = 0;
   result = 0;
+  /** Its calls are made on this thread, one after the other. */
+  here = false;
   /** Takes one of the places for calls on threads. */
   counted = false;
   /** Is its file's one write on a thread. */
@@ -114,6 +116,8 @@ class RequestQueue {
 
 /** What the engines on threads remember about a file. */
 export class ThreadedFile extends EngineFile {
+  /** In memory: a call is a copy and nothing else, a flush not even that. Neither has to be timed or given to a thread. */
+  neverWaits = false;
   /**
    * Writes of one file wait for one another on its lock: more than one at a time would only occupy threads, which other
    * files could use. The rest waits here.
@@ -240,15 +244,16 @@ export abstract class ThreadedEngine implements Engine {
     request.step = firstStep(bio);
     request.method = METHOD_NONE;
     request.zeroedByteLength = 0;
+    request.here = this.blocking || (this.capabilities.inline && file.neverWaits && isPlain(file, bio));
     file.pendingCount++;
     if (bio.hasData) {
       request.cursor.start(bio, doneByteLength);
-      if (!request.cursor.check(!this.blocking)) {
+      if (!request.cursor.check(!request.here)) {
         this.#finish(request, Errno.EFAULT, bio.sector);
         return;
       }
     }
-    request.carrier = this.blocking ? null : this.carrierOf(request);
+    request.carrier = request.here ? null : this.carrierOf(request);
     if (file.directIo === null || !bio.hasData || !this.needsBounce(request) || this.#takeBounce(request)) {
       this.#go(request);
     }
@@ -256,7 +261,7 @@ export abstract class ThreadedEngine implements Engine {
 
   #go(request: FileRequest): void {
     // The ring has a bound of its own.
-    if (this.blocking || request.carrier !== null) this.#run(request);
+    if (request.here || request.carrier !== null) this.#run(request);
     else this.#admit(request);
   }
 
@@ -348,12 +353,13 @@ export abstract class ThreadedEngine implements Engine {
         break;
       default:
         if (carrier !== null) carrier.dataSync(request);
-        else this.#calls.dataSync(file.fd, request.onCall);
+        else this.#callsOf(request).dataSync(file.fd, request.onCall);
     }
   }
 
-  get #calls(): FileCalls {
-    return this.blocking ? this.#blockingCalls : this.#threadCalls;
+  #callsOf(request: FileRequest): FileCalls {
+    // What was given to a thread before a synchronous call began may take its next step during it.
+    return request.here || this.blocking ? this.#blockingCalls : this.#threadCalls;
   }
 
   #issueTransfer(request: FileRequest): void {
@@ -361,8 +367,8 @@ export abstract class ThreadedEngine implements Engine {
     const position = bio.sector * SECTOR_SIZE + cursor.doneByteLength;
     const bounceByteLength = this.#fillBounce(request);
     const views = request.bounce === null ? cursor.views() : [request.bounce.subarray(0, bounceByteLength)];
-    if (bio.op === REQ_OP_READ) this.#calls.read(file.fd, views, position, request.onCall);
-    else this.#calls.write(file.fd, views, position, request.onCall);
+    if (bio.op === REQ_OP_READ) this.#callsOf(request).read(file.fd, views, position, request.onCall);
+    else this.#callsOf(request).write(file.fd, views, position, request.onCall);
   }
 
   /** Puts the next bytes of a write into the request's buffer. @returns the bytes of it to move; 0 without a buffer */
@@ -378,7 +384,7 @@ export abstract class ThreadedEngine implements Engine {
     const { bio, file } = request;
     const position = bio.sector * SECTOR_SIZE + request.zeroedByteLength;
     const views = viewsOfZeroes(this.zeroes, bio.byteLength - request.zeroedByteLength);
-    this.#calls.write(file.fd, views, position, request.onCall);
+    this.#callsOf(request).write(file.fd, views, position, request.onCall);
   }
 
   /** Takes the outcome of a call. @returns true when there is another call to make; else the request has ended */
@@ -499,6 +505,11 @@ export abstract class ThreadedEngine implements Engine {
     next.holdsWrite = true;
     this.#waiting.push(next);
   }
+}
+
+/** A transfer or flush through the page cache. */
+function isPlain(file: ThreadedFile, bio: Bio): boolean {
+  return file.directIo === null && (bio.hasData || bio.op === REQ_OP_FLUSH);
 }
 
 function firstStep(bio: Bio): number {

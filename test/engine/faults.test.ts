@@ -2,14 +2,14 @@
 // test replaces.
 import fs from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, REQ_PREFLUSH } from '../../src/block/bio.ts';
+import { type Bio, REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, REQ_PREFLUSH } from '../../src/block/bio.ts';
 import { MAX_OFFLOADED_CALL_COUNT } from '../../src/block/bounds.ts';
 import { Errno } from '../../src/block/errno.ts';
 import { blockingCalls, type FileCalls, threadCalls } from '../../src/engine/calls.ts';
 import type { Libc } from '../../src/engine/index.ts';
 import type { ThreadedEngine } from '../../src/engine/threads.ts';
 import { randomBytes } from '../support/tmp.ts';
-import { callsWith, clock, libcWith, openImage, request, start, vecOf } from './harness.ts';
+import { callsWith, clock, folderIn, libcWith, memoryFolder, openImage, request, start, vecOf } from './harness.ts';
 
 /** A libc in which nothing is cached: every read of the direct engine goes to a thread. */
 function nothingCached(): Libc {
@@ -40,6 +40,45 @@ function failing(name: 'preadv2' | 'pread' | 'preadv' | 'pwrite' | 'pwritev', er
     return { [name]: replaced, errno: () => (errno === 0 ? real.errno() : errno) };
   });
 }
+
+describe.skipIf(memoryFolder === undefined)('a file in memory', () => {
+  it('is flushed on this thread, and a durable write ends inside submit', () => {
+    const log: string[] = [];
+    const here: Partial<FileCalls> = {
+      write: (fd, views, position, done) => {
+        log.push(`write ${position}`);
+        blockingCalls.write(fd, views, position, done);
+      },
+      dataSync: (fd, done) => {
+        log.push('sync');
+        blockingCalls.dataSync(fd, done);
+      },
+    };
+    const calls = { threadCalls, blockingCalls: { ...blockingCalls, ...here } };
+    const device = openImage('direct', { threads: calls, folder: folderIn(memoryFolder) });
+    const statuses: number[] = [];
+    const ended = (bio: Bio): void => void statuses.push(bio.status);
+    const vecs = vecOf(new Uint8Array(512).fill(7));
+    start(device, REQ_OP_WRITE, 2, 1, ended, { vecs, flags: REQ_PREFLUSH | REQ_FUA });
+    expect(log).toEqual(['sync', 'write 1024', 'sync']);
+    start(device, REQ_OP_FLUSH, 0, 0, ended);
+    expect(log).toHaveLength(4);
+    expect(statuses).toEqual([0, 0]);
+    expect(fs.readFileSync(device.name).subarray(1024, 1536)).toEqual(Buffer.alloc(512, 7));
+  });
+
+  it('fails everything after a flush that failed', () => {
+    const failing: Partial<FileCalls> = { dataSync: (_fd, done) => done(Errno.EIO, 0) };
+    const device = openImage('direct', { threads: callsWith(failing), folder: folderIn(memoryFolder) });
+    const statuses: number[] = [];
+    const ended = (bio: Bio): void => void statuses.push(bio.status);
+    const vecs = vecOf(new Uint8Array(512));
+    start(device, REQ_OP_WRITE, 2, 1, ended, { vecs, flags: REQ_PREFLUSH | REQ_FUA });
+    start(device, REQ_OP_WRITE, 2, 1, ended, { vecs });
+    expect(statuses).toEqual([Errno.EIO, Errno.EIO]);
+    expect(device.file.failure?.message).toMatch(/fdatasync failed with EIO/);
+  });
+});
 
 /** The ring's faults are in a file of their own. */
 const THREADED = ['direct', 'portable'] as const;
