@@ -51,11 +51,12 @@ export async function fioNbd(options) {
   return { value, bytesPerSecond, requests, latency: latencyOf(times) };
 }
 
-/** Writes what a log of fio's says, once or for `seconds` at the most; gives writes per second. */
+/** Writes what a log of fio's says, once or for `seconds` at the most: `{ value, requests }`, `value` in writes per second. */
 export async function fioReplay({ uri, log, depth, seconds }) {
   const args = ['--name=bench', '--rw=write', `--read_iolog=${log}`, '--replay_no_stall=1', '--ioengine=nbd'];
   args.push(`--uri=${uri}`, `--iodepth=${depth}`, `--runtime=${milliseconds(seconds)}`, '--output-format=json');
-  return (await report(args, { seconds, rw: 'write' })).iops;
+  const { iops: value, total_ios: requests } = await report(args, { seconds, rw: 'write' });
+  return { value, requests };
 }
 
 export async function fioFile(options) {
