@@ -227,6 +227,8 @@ export async function serve(options: ServeOptions): Promise<number> {
     try {
       return await waitForEnd(service, options, inherited !== null);
     } finally {
+      // Clients whose requests wait for a server that is gone hear so now.
+      dm.remotes.abandonLost();
       await service.close();
     }
   } finally {

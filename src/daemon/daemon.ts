@@ -184,6 +184,8 @@ export class Daemon {
     this.#log.info({ reason }, 'stopping');
     if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
     for (const listener of this.#listeners) listener.close();
+    // Clients whose requests wait for a server that is gone hear so now.
+    this.#dm.remotes.abandonLost();
     const failure = await new Promise<Error | null>((resolve) => {
       this.#nbd.shutdown(resolve, STOP_TIMEOUT_MILLISECONDS);
     });
@@ -199,7 +201,6 @@ export class Daemon {
   /** A device that still waits for something below it does not keep the daemon. */
   async #takeDown(): Promise<void> {
     const { remotes } = this.#dm;
-    remotes.abandonLost();
     const removed = this.#control.call('removeAll', {}).then(async (left) => {
       await remotes.closed();
       return left;
