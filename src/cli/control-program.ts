@@ -1,6 +1,7 @@
 // dmkit's own commands around the daemon, beside dmsetup's words.
 import type { Command } from 'commander';
 import type { DaemonCommandOptions } from './daemon.ts';
+import { addSnapshotCommands } from './snapshot-program.ts';
 import type { TransferOptions } from './transfer.ts';
 
 const collect = (value: string, before: string[]): string[] => [...before, value];
@@ -74,5 +75,6 @@ export function addControlCommands(program: Command, setExitCode: (code: number)
   program.enablePositionalOptions();
   addDaemonCommands(program, setExitCode);
   addDeviceCommands(program, setExitCode);
+  addSnapshotCommands(program, setExitCode);
   program.addHelpText('after', WORDS_HELP);
 }

@@ -14,7 +14,8 @@ const ANSWERED = ['dmsetup', 'blockdev'] as const;
 /** What a shell gives for a process that a signal ended, less the signal's number. */
 const EXIT_SIGNAL = 128;
 
-function quoted(text: string): string {
+/** As a shell's word. */
+export function quoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 

@@ -13,9 +13,19 @@ import { DaemonFolder } from '../daemon/folder.ts';
 import { formatNbdUri } from '../nbd/protocol/uri.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { ClientControl } from './connect.ts';
+import { Snapshots } from './snapshots.ts';
 
 export { DmError, TableError } from '../block/errors.ts';
-export type { Dependency, DeviceStatus, Restored, StatusLine, TargetVersion } from '../daemon/control.ts';
+export type {
+  Dependency,
+  DeviceStatus,
+  Restored,
+  SnapshotStatus,
+  StatusLine,
+  TargetVersion,
+} from '../daemon/control.ts';
+export type { ChangedExtent, SnapshotCondition, SnapshotCounters } from '../reactor/snapshots.ts';
+export * from './snapshots.ts';
 
 export interface ConnectOptions {
   /** The daemon's folder; DMKIT_DIR and the rest of the command's rules unless given. */
@@ -44,10 +54,13 @@ interface Interruptible {
  * for a table that is refused, as the same calls in one process do.
  */
 export class DaemonClient {
+  /** Overlays as a whole. */
+  readonly snapshots: Snapshots;
   readonly #control: ClientControl;
 
   constructor(control: ClientControl) {
     this.#control = control;
+    this.snapshots = new Snapshots(control);
   }
 
   #call<Name extends RequestName>(name: Name, args: RequestArgs<Name>, signal?: AbortSignal): Promise<Reply<Name>> {
