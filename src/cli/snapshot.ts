@@ -174,7 +174,8 @@ async function* changesOf(name: string | undefined, cow: string | undefined): As
     }
     return;
   }
-  const { changedExtentsOfStore, DeviceMapper } = await import('../index.ts');
+  const { DeviceMapper } = await import('../reactor/device-mapper.ts');
+  const { changedExtentsOfStore } = await import('../reactor/snapshots.ts');
   const dm = new DeviceMapper();
   try {
     yield* changedExtentsOfStore(dm, cow);
