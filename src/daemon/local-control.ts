@@ -7,6 +7,7 @@ import type { MappedDevice, StateChange } from '../mapper/mapped-device.ts';
 import type { LoadOptions, Mapper } from '../mapper/mapper.ts';
 import { RemoteDevices, type RemoteLease } from '../reactor/remote-devices.ts';
 import type { Control, DeviceAddress, DeviceStatus, Reply, RequestArgs, RequestName } from './control.ts';
+import { snapshotHandlers } from './snapshots.ts';
 import { depsOf, linesOf, ReadAheads, statusOf } from './status.ts';
 
 /** What only the daemon itself can do. */
@@ -88,7 +89,12 @@ export class LocalControl implements Control {
   constructor(options: LocalControlOptions) {
     this.#mapper = options.mapper;
     this.#options = options;
-    this.#handlers = { ...this.#questions(), ...this.#tableRequests(), ...this.#deviceRequests() };
+    this.#handlers = {
+      ...this.#questions(),
+      ...this.#tableRequests(),
+      ...this.#deviceRequests(),
+      ...snapshotHandlers(options.mapper, (address) => this.#find(address)),
+    };
   }
 
   async call<Name extends RequestName>(
