@@ -3,12 +3,12 @@ import { constants } from 'node:os';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { connect } from '../client/index.ts';
 import { MAX_TOLD_RANGE_COUNT } from '../copy/bounds.ts';
 import { Copy, type CopyOptions } from '../copy/copy.ts';
 import type { Destination } from '../copy/destination.ts';
 import { DONE } from '../copy/ranges.ts';
-import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { DeviceRegistry } from '../devices/index.ts';
+import { NodeLoop } from '../reactor/node-loop.ts';
 import { bytesText, type Watch, watchWithBars, watchWithEvents, watchWithLines, writeEvent } from './copy-progress.ts';
 
 export interface CopyCommandOptions {
@@ -48,6 +48,8 @@ function checkOptions(names: readonly string[], options: CopyCommandOptions): vo
 }
 
 async function mapperUri(name: string): Promise<string> {
+  // Loaded where it is needed, as is what speaks NBD: much of what a small copy takes is starting.
+  const { connect } = await import('../client/index.ts');
   const client = connect();
   try {
     return await client.uri(name);
@@ -65,7 +67,9 @@ export async function runCopy(names: string[], options: CopyCommandOptions): Pro
   Object.assign(copyOptions, { keepGoing, verify, skipHoles, retry });
   if (mapfile !== undefined) copyOptions.mapfile = mapfile;
   if (options.rate !== undefined) copyOptions.bytesPerSecond = parseRate(options.rate);
-  const dm = new DeviceMapper();
+  // Not a device mapper: tables and targets have no part in it.
+  const loop = new NodeLoop();
+  const host = { loop, devices: new DeviceRegistry({ reactor: loop }) };
   const [source, destinations] = options.zero ? [null, names] : [names[0]!, names.slice(1)];
   let signalNumber = 0;
   const stop = (signal: NodeJS.Signals): void => {
@@ -74,21 +78,17 @@ export async function runCopy(names: string[], options: CopyCommandOptions): Pro
     signalNumber = constants.signals[signal];
     aborter.abort();
   };
+  const copy = await Copy.open(host, source, destinations, copyOptions);
+  process.on('SIGINT', stop).on('SIGTERM', stop);
   try {
-    const copy = await Copy.open(dm, source, destinations, copyOptions);
-    process.on('SIGINT', stop).on('SIGTERM', stop);
-    try {
-      await watched(copy, options);
-      report(copy, options);
-    } finally {
-      process.off('SIGINT', stop).off('SIGTERM', stop);
-      await copy.close();
-    }
-    if (signalNumber !== 0) return EXIT_SIGNAL + signalNumber;
-    return copy.complete ? 0 : EXIT_FAILURE;
+    await watched(copy, options);
+    report(copy, options);
   } finally {
-    await dm.close();
+    process.off('SIGINT', stop).off('SIGTERM', stop);
+    await copy.close();
   }
+  if (signalNumber !== 0) return EXIT_SIGNAL + signalNumber;
+  return copy.complete ? 0 : EXIT_FAILURE;
 }
 
 async function watched(copy: Copy, options: CopyCommandOptions): Promise<void> {

@@ -3,6 +3,14 @@
 export const MAX_DESTINATION_COUNT = 64;
 /** Sectors that are read and written at a time: 1 MiB. */
 export const BLOCK_SECTOR_COUNT = 2048;
+/** Sectors that are copied from file to file at a time, 4 MiB: a call for each costs more than what it returns early for. */
+export const FILE_PIECE_SECTOR_COUNT = 8192;
+/**
+ * Such pieces that one destination has under way. The kernel writes one file for one caller at a time; the others would
+ * spin, on threads that other destinations could use. A single destination gains by two: one reads ahead.
+ */
+export const SINGLE_FILE_PIECE_COUNT = 2;
+export const SHARED_FILE_PIECE_COUNT = 1;
 /** Blocks that one destination has under way. */
 export const MAX_WINDOW_BLOCK_COUNT = 8;
 /** Blocks in memory, all destinations together: 128 MiB. */

@@ -11,6 +11,8 @@ import {
   MAX_BUSY_BLOCK_COUNT,
   MAX_DESTINATION_COUNT,
   MAX_WINDOW_BLOCK_COUNT,
+  SHARED_FILE_PIECE_COUNT,
+  SINGLE_FILE_PIECE_COUNT,
 } from './bounds.ts';
 import { Destination } from './destination.ts';
 import { FileCopier } from './files.ts';
@@ -156,6 +158,7 @@ export class Copy {
       keepGoing: this.#keepGoing,
       rate: bytesPerSecond === undefined ? null : new RateLimit(this.#host.loop, bytesPerSecond),
       windowBlockCount,
+      filePieceCount: count === 1 ? SINGLE_FILE_PIECE_COUNT : SHARED_FILE_PIECE_COUNT,
     });
     return { destination, opened, mapfile: path };
   }
@@ -196,7 +199,7 @@ export class Copy {
   }
 
   #piecesFor(destination: Destination): Generator<Piece> {
-    return piecesOf(this.#meant, destination.map);
+    return piecesOf(this.#meant, destination.map, destination.pieceSectorCount);
   }
 
   /** What is to be handled at all. */

@@ -3,10 +3,10 @@ import { Errno, errnoMessage } from '../block/errno.ts';
 import { type DmError, IoError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
-import { BLOCK_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
+import { BLOCK_SECTOR_COUNT, FILE_PIECE_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
 import type { FileCopier } from './files.ts';
 import { narrow } from './narrow.ts';
-import type { Piece } from './plan.ts';
+import { cut, type Piece } from './plan.ts';
 import { BAD, DONE, FAILED, type Range, type RangeMap, type Status, UNTRIED } from './ranges.ts';
 import type { RateLimit } from './rate.ts';
 import type { Block, SourceReader } from './reader.ts';
@@ -35,7 +35,10 @@ export interface DestinationSetup {
   readonly files: FileCopier | null;
   readonly keepGoing: boolean;
   readonly rate: RateLimit | null;
+  /** Blocks under way. */
   readonly windowBlockCount: number;
+  /** Pieces under way from file to file. */
+  readonly filePieceCount: number;
 }
 
 export interface FailedSectors extends Range {
@@ -60,6 +63,7 @@ export class Destination {
   /** Written since the last flush. */
   #unflushed: Range[] = [];
   #deadBlockCount = 0;
+  #readFailure: IoError | null = null;
   #hasWriteZeroes: boolean;
 
   constructor(setup: DestinationSetup) {
@@ -73,46 +77,57 @@ export class Destination {
     return this.#setup.io;
   }
 
-  /** Works on `pieces`, several at a time. @throws DmError where the source could not be read */
-  async run(pieces: Iterator<Piece>, shouldStop: () => boolean): Promise<void> {
-    let readFailure: unknown = null;
-    const work = async (): Promise<void> => {
-      while (this.dead === null && readFailure === null && !shouldStop()) {
-        const next = pieces.next();
-        if (next.done) return;
-        try {
-          await this.#setup.rate?.take((next.value.end - next.value.start) * SECTOR_SIZE);
-          if (shouldStop()) return;
-          await this.#do(next.value);
-        } catch (error) {
-          if (!(error instanceof IoError)) throw error;
-          this.#fail(next.value.start, next.value.end, FAILED, `read: ${describe(error)}`);
-          readFailure = error;
-        }
-      }
-    };
-    await Promise.all(Array.from({ length: this.#setup.windowBlockCount }, work));
-    if (readFailure !== null) throw readFailure;
+  /** Sectors of data to do at a time. A rate is kept by small steps. */
+  get pieceSectorCount(): number {
+    return this.#setup.files === null || this.#setup.rate !== null ? BLOCK_SECTOR_COUNT : FILE_PIECE_SECTOR_COUNT;
   }
 
-  async #do(piece: Piece): Promise<void> {
+  /** Works on `pieces`, several at a time. @throws DmError where the source could not be read */
+  async run(pieces: Iterator<Piece>, shouldStop: () => boolean): Promise<void> {
+    const isOver = (): boolean => this.dead !== null || this.#readFailure !== null || shouldStop();
+    const { windowBlockCount, filePieceCount, files, rate } = this.#setup;
+    const pieceCount = files === null ? windowBlockCount : Math.min(windowBlockCount, filePieceCount);
+    const blockCount = Math.floor(windowBlockCount / pieceCount);
+    await inParallel(pieceCount, pieces, isOver, async (piece) => {
+      await rate?.take((piece.end - piece.start) * SECTOR_SIZE);
+      if (!shouldStop()) await this.#do(piece, blockCount, isOver);
+    });
+    if (this.#readFailure !== null) throw this.#readFailure;
+  }
+
+  async #do(piece: Piece, blockCount: number, isOver: () => boolean): Promise<void> {
     const { reader, files } = this.#setup;
     if (piece.zero || reader === null) await this.#zero(piece);
     else if (files !== null && (await files.copy(piece.start, piece.end))) this.#unflushed.push(piece);
-    else await reader.use(piece.start, piece.end, (block) => this.#write(block, piece));
+    else {
+      const blocks = cut(piece, BLOCK_SECTOR_COUNT);
+      await inParallel(blockCount, blocks, isOver, (block) => this.#readAndWrite(reader, block));
+      return;
+    }
     this.handledSectorCount += piece.end - piece.start;
   }
 
   // Data
 
-  async #write(block: Block, piece: Piece): Promise<void> {
-    let at = piece.start;
+  async #readAndWrite(reader: SourceReader, { start, end }: Range): Promise<void> {
+    try {
+      await reader.use(start, end, (block) => this.#write(block, start, end));
+      this.handledSectorCount += end - start;
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.#fail(start, end, FAILED, `read: ${describe(error)}`);
+      this.#readFailure ??= error;
+    }
+  }
+
+  async #write(block: Block, start: number, end: number): Promise<void> {
+    let at = start;
     for (const bad of block.failed) {
       await this.#writeRange(block, at, bad.start);
       this.#fail(bad.start, bad.end, BAD, `read: ${describe(bad.cause)}`);
       at = bad.end;
     }
-    await this.#writeRange(block, at, piece.end);
+    await this.#writeRange(block, at, end);
   }
 
   async #writeRange(block: Block, start: number, end: number): Promise<void> {
@@ -200,6 +215,23 @@ export class Destination {
   get failed(): boolean {
     return this.dead !== null || this.failures.length > 0 || this.differing.length > 0;
   }
+}
+
+/** Does `items` in their order, `count` at a time, until it is over. */
+async function inParallel<Item>(
+  count: number,
+  items: Iterator<Item>,
+  isOver: () => boolean,
+  work: (item: Item) => Promise<void>,
+): Promise<void> {
+  const one = async (): Promise<void> => {
+    while (!isOver()) {
+      const next = items.next();
+      if (next.done) return;
+      await work(next.value);
+    }
+  };
+  await Promise.all(Array.from({ length: count }, one));
 }
 
 function sectorsOf(block: Block, start: number, end: number): Uint8Array {

@@ -5,7 +5,7 @@ import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
-import { type AttachedNbd, attachNbd } from '../nbd/attach.ts';
+import type { AttachedNbd } from '../nbd/attach.ts';
 import type { NodeLoop } from '../reactor/node-loop.ts';
 import { MAX_DESTINATION_COUNT } from './bounds.ts';
 import type { CopyRegion } from './request.ts';
@@ -137,7 +137,10 @@ export class OpenedDevices {
   async #openDevice(argument: RegionArgument, readOnly: boolean): Promise<OpenedDevice> {
     const name = await this.#nameOf(argument.device);
     const isRemote = NBD_URI.test(name);
-    if (isRemote && !this.#attached.has(name)) this.#attached.set(name, await attachNbd(this.#host, name));
+    if (isRemote && !this.#attached.has(name)) {
+      const { attachNbd } = await import('../nbd/attach.ts');
+      this.#attached.set(name, await attachNbd(this.#host, name));
+    }
     const device = this.#host.devices.open(name, readOnly);
     this.#open.push({ device, readOnly });
     const info = isRemote ? undefined : this.#host.devices.info(device);

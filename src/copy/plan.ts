@@ -36,16 +36,25 @@ export async function extentsOf(source: CopyRegion): Promise<SourceExtent[]> {
   return extents;
 }
 
-/** What the map lacks, cut at whole blocks of the copy, so that destinations ask for the same ones. */
-export function* piecesOf(extents: readonly SourceExtent[], map: RangeMap): Generator<Piece> {
-  for (const extent of extents) {
-    const size = extent.zero ? MAX_ZERO_SECTOR_COUNT : BLOCK_SECTOR_COUNT;
-    for (const range of map.ranges([UNTRIED, FAILED, BAD], extent)) {
-      for (let start = range.start; start < range.end; ) {
-        const end = Math.min(range.end, (Math.floor(start / size) + 1) * size);
-        yield { start, end, zero: extent.zero };
-        start = end;
-      }
+/** A range cut at multiples of `size`, so that destinations ask for the same parts. */
+export function* cut(range: Range, size: number): Generator<Range> {
+  for (let start = range.start; start < range.end; ) {
+    const end = Math.min(range.end, (Math.floor(start / size) + 1) * size);
+    yield { start, end };
+    start = end;
+  }
+}
+
+/** What the map lacks, data in pieces of `dataSectorCount` at the most. */
+export function* piecesOf(
+  extents: readonly SourceExtent[],
+  map: RangeMap,
+  dataSectorCount: number = BLOCK_SECTOR_COUNT,
+): Generator<Piece> {
+  for (const { start, end, zero } of extents) {
+    const size = zero ? MAX_ZERO_SECTOR_COUNT : dataSectorCount;
+    for (const range of map.ranges([UNTRIED, FAILED, BAD], { start, end })) {
+      for (const part of cut(range, size)) yield { ...part, zero };
     }
   }
 }
