@@ -36,6 +36,12 @@ export function findFolders() {
   };
 }
 
+/** The number alone: programs say it with a name, a path or a packager's words around it. */
+function numberOf(program, args) {
+  const said = versionOf(program, args);
+  return said === undefined ? 'missing' : (/\d+(\.\d+)+/.exec(said)?.[0] ?? said);
+}
+
 export function describeMachine() {
   const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
   return {
@@ -48,9 +54,11 @@ export function describeMachine() {
     versions: {
       dmkit: manifest.version,
       node: process.version,
-      fio: versionOf('fio') ?? 'missing',
-      nbdkit: versionOf('nbdkit') ?? 'missing',
-      'qemu-nbd': versionOf('qemu-nbd') ?? 'missing',
+      fio: numberOf('fio'),
+      nbdkit: numberOf('nbdkit'),
+      'qemu-nbd': numberOf('qemu-nbd'),
+      'nbd-server': numberOf('nbd-server', ['-V']),
+      nbdcopy: numberOf('nbdcopy'),
     },
   };
 }

@@ -15,10 +15,22 @@ function statOf(pid) {
   return text.slice(text.lastIndexOf(')') + 2).split(' ');
 }
 
+/** What `ask` gives; undefined where the process or thread has ended meanwhile. */
+function unlessGone(ask) {
+  try {
+    return ask();
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes(error.code)) return undefined;
+    throw error;
+  }
+}
+
 function childrenOf(pid) {
-  return readdirSync(`/proc/${pid}/task`).flatMap((thread) =>
-    readFileSync(`/proc/${pid}/task/${thread}/children`, 'utf8').split(' ').filter(Boolean).map(Number),
-  );
+  const threads = unlessGone(() => readdirSync(`/proc/${pid}/task`)) ?? [];
+  return threads.flatMap((thread) => {
+    const text = unlessGone(() => readFileSync(`/proc/${pid}/task/${thread}/children`, 'utf8')) ?? '';
+    return text.split(' ').filter(Boolean).map(Number);
+  });
 }
 
 /** Asks `ask` of the process and each of its descendants; what ends meanwhile is left out. */
@@ -26,12 +38,9 @@ function sumOfTree(pid, ask) {
   let sum = 0;
   const pids = [pid];
   for (let next = pids.pop(); next !== undefined; next = pids.pop()) {
-    try {
-      sum += ask(next);
-      pids.push(...childrenOf(next));
-    } catch (error) {
-      if (next === pid || !['ENOENT', 'ESRCH'].includes(error.code)) throw error;
-    }
+    const one = next;
+    sum += unlessGone(() => ask(one)) ?? 0;
+    pids.push(...childrenOf(one));
   }
   return sum;
 }
@@ -57,5 +66,9 @@ export function endedChildrenMicroseconds() {
 
 /** Memory of the tree in KiB, pages that are shared counted in parts (PSS). */
 export function pssKiB(pid) {
-  return sumOfTree(pid, (one) => Number(/^Pss:\s+(\d+)/m.exec(readFileSync(`/proc/${one}/smaps_rollup`, 'utf8'))[1]));
+  return sumOfTree(pid, (one) => {
+    // Of a process that has ended, but was not waited for, the file is empty.
+    const pss = /^Pss:\s+(\d+)/m.exec(readFileSync(`/proc/${one}/smaps_rollup`, 'utf8'));
+    return Number(pss?.[1] ?? 0);
+  });
 }

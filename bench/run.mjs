@@ -1,19 +1,43 @@
 // The benchmarks: npm run bench -- [--rows PATTERN] [--rounds N] [--seconds S] [--json FILE] [--quick] [--list]
+// and what is made of their results: --merge FILE... [--json FILE], --chart FILE OUT.svg, --report FILE [PAGE.md]
 // See bench/README.md for what its figures mean, and which may not be compared.
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { drawChart } from './chart.mjs';
 import { formatRow, runRow } from './harness.mjs';
 import { describeMachine, findFolders } from './machine.mjs';
+import { writeReport } from './report.mjs';
+import { mergeResults, readResult, writeResult } from './results.mjs';
+import { connectionRows } from './rows/connections.mjs';
+import { nbdcopyRows } from './rows/copy-nbd.mjs';
+import { deviceRows } from './rows/devices.mjs';
 import { dmIoRows } from './rows/dm-io.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
 import { snapshotRows } from './rows/snapshot.mjs';
+import { snapshotNbdRows } from './rows/snapshot-nbd.mjs';
 import { startUpRows } from './rows/start-up.mjs';
 import { tableRows } from './rows/tables.mjs';
+import { tableNbdRows } from './rows/tables-nbd.mjs';
 
-const { values: flags } = parseArgs({
+const MAKERS = [
+  nbdRows,
+  nbdcopyRows,
+  tableNbdRows,
+  deviceRows,
+  connectionRows,
+  inProcessRows,
+  tableRows,
+  dmIoRows,
+  snapshotRows,
+  snapshotNbdRows,
+  startUpRows,
+];
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
   options: {
     rows: { type: 'string', default: '' },
     rounds: { type: 'string' },
@@ -21,6 +45,9 @@ const { values: flags } = parseArgs({
     json: { type: 'string' },
     quick: { type: 'boolean', default: false },
     list: { type: 'boolean', default: false },
+    merge: { type: 'boolean', default: false },
+    chart: { type: 'boolean', default: false },
+    report: { type: 'boolean', default: false },
   },
 });
 
@@ -30,31 +57,16 @@ function positive(name, text, fallback) {
   return value;
 }
 
-const rounds = Math.ceil(positive('rounds', flags.rounds, flags.quick ? 2 : 5));
-const options = {
-  seconds: positive('seconds', flags.seconds, flags.quick ? 0.5 : 2),
-  imageBytes: (flags.quick ? 64 : 256) << 20,
-};
-
-const folders = findFolders();
-const pattern = new RegExp(flags.rows);
-const rows = [nbdRows, inProcessRows, tableRows, dmIoRows, snapshotRows, startUpRows]
-  .flatMap((make) => make(folders, options))
-  .filter(({ name }) => pattern.test(name));
+function resultPath(date) {
+  const name = `${date.replace(/[:.]/g, '-')}.json`;
+  return flags.json ?? join(fileURLToPath(new URL('results', import.meta.url)), name);
+}
 
 function showProgress(text) {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
 }
 
-function saveJson(results) {
-  const stamp = results.machine.date.replace(/[:.]/g, '-');
-  const path = flags.json ?? join(fileURLToPath(new URL('results', import.meta.url)), `${stamp}.json`);
-  mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`);
-  return path;
-}
-
-function printMachine(machine) {
+function printMachine(machine, folders) {
   const { cpu, cores, memoryGiB, platform, kernel, versions } = machine;
   console.log(`${cpu}, ${cores} cores, ${memoryGiB} GiB, ${platform}, Linux ${kernel}`);
   for (const [name, version] of Object.entries(versions)) console.log(`  ${name}: ${version}`);
@@ -63,19 +75,78 @@ function printMachine(machine) {
   }
 }
 
-async function main() {
+async function measure(rows, rounds, options, folders) {
   const machine = describeMachine();
-  printMachine(machine);
-  const results = { machine, rounds, ...options, quick: flags.quick, rows: [] };
+  printMachine(machine, folders);
+  const result = { machine, rounds, ...options, quick: flags.quick, rows: [] };
+  const path = resultPath(machine.date);
   for (const row of rows) {
     const report = await runRow(row, rounds, showProgress);
     showProgress('');
     console.log(`\n${formatRow(report)}`);
-    results.rows.push(report);
+    result.rows.push(report);
+    // After each row: what is measured is not lost when something ends the run.
+    writeResult(path, result);
   }
-  console.log(`\n${results.rows.length} rows, written to ${saveJson(results)}`);
-  if (results.rows.some(({ failed }) => failed.length > 0)) process.exitCode = 1;
+  console.log(`\n${result.rows.length} rows, written to ${path}`);
+  if (result.rows.some(({ failed }) => failed.length > 0)) process.exitCode = 1;
 }
 
-if (flags.list) for (const { name, what } of rows) console.log(`${name}: ${what}`);
-else await main();
+async function runRows() {
+  const rounds = Math.ceil(positive('rounds', flags.rounds, flags.quick ? 2 : 5));
+  const options = {
+    seconds: positive('seconds', flags.seconds, flags.quick ? 0.5 : 2),
+    imageBytes: (flags.quick ? 64 : 256) << 20,
+    copyBytes: (flags.quick ? 128 : 1024) << 20,
+  };
+  const folders = findFolders();
+  const pattern = new RegExp(flags.rows);
+  const rows = MAKERS.flatMap((make) => make(folders, options)).filter(({ name }) => pattern.test(name));
+  if (rows.length === 0) throw new Error(`no row's name matches ${flags.rows}; --list shows them all`);
+  if (flags.list) for (const { name, what } of rows) console.log(`${name}: ${what}`);
+  else await measure(rows, rounds, options, folders);
+}
+
+function takeFiles(use, count, most = count) {
+  if (positionals.length >= count && positionals.length <= most) return positionals;
+  throw new Error(`${use} is how it is used`);
+}
+
+function merge() {
+  const paths = takeFiles('--merge FILE FILE... [--json OUT]', 2, Number.POSITIVE_INFINITY);
+  const result = mergeResults(paths.map((path) => ({ path, result: readResult(path) })));
+  const path = resultPath(`${result.machine.date}-merged`);
+  writeResult(path, result);
+  console.log(`${result.rows.length} rows, written to ${path}`);
+}
+
+function chart() {
+  const [from, to] = takeFiles('--chart RESULT.json CHART.svg', 2);
+  writeFileSync(to, drawChart(readResult(from)));
+}
+
+/** The page's table, and the chart beside the page under the same name. */
+function report() {
+  const own = fileURLToPath(new URL('../docs/performance.md', import.meta.url));
+  const [from, page = own] = takeFiles('--report RESULT.json [PAGE.md]', 1, 2);
+  const result = readResult(from);
+  const drawn = drawChart(result);
+  writeFileSync(writeReport(page, result), drawn);
+}
+
+async function main() {
+  if (flags.merge) merge();
+  else if (flags.chart) chart();
+  else if (flags.report) report();
+  else {
+    takeFiles('--rows PATTERN, without further words,', 0);
+    await runRows();
+  }
+}
+
+try {
+  await main();
+} catch (error) {
+  console.error(`bench: ${error.message}`);
+  process.exitCode = 1;
+}

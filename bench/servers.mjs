@@ -1,7 +1,7 @@
 // The NBD servers that are compared: how each is started on one image, and what its clients call it.
 import { rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { scratchIn } from './images.mjs';
 import { serve, which } from './process.mjs';
@@ -27,9 +27,12 @@ export async function serveDmkit(words, place, { env, lines = 1 } = {}) {
   const listen = place.socket === undefined ? `tcp:127.0.0.1:${place.port}` : `unix:${place.socket}`;
   const args = [dmkitCommand, 'serve', ...words, '--nbd', listen];
   const ready = ({ stdout }) => stdout.split('\n').length > lines;
-  const server = await serve(process.execPath, args, undefined, { ready, env });
+  const server = await serve(process.execPath, args, undefined, { ...polling(place), ready, env });
   return { ...server, uri: printedUri(server.output) };
 }
+
+/** How often it is asked whether it is there; where that is what is measured, more often. */
+const polling = ({ pollMilliseconds }) => (pollMilliseconds === undefined ? {} : { pollMilliseconds });
 
 function uriAt({ socket, port }, name = '') {
   return socket === undefined ? `nbd://127.0.0.1:${port}/${name}` : `nbd+unix:///${name}?socket=${socket}`;
@@ -46,15 +49,19 @@ function dmkit(name, env) {
 
 async function serveNbdkit(args, place) {
   const listen = place.socket === undefined ? ['--ipaddr=127.0.0.1', `--port=${place.port}`] : ['--unix', place.socket];
-  const server = await serve('nbdkit', ['--foreground', ...listen, ...args], place.socket ?? place.port);
+  const server = await serve(
+    'nbdkit',
+    ['--foreground', ...listen, ...args],
+    place.socket ?? place.port,
+    polling(place),
+  );
   return { ...server, uri: uriAt(place) };
 }
 
 /** It serves one client alone unless it goes to the background, and takes its exports from a file. */
 async function serveNbdServer(image, place) {
-  const folder = place.folder ?? dirname(place.socket);
-  const config = join(folder, 'nbd-server.conf');
-  const pidFile = join(folder, 'nbd-server.pid');
+  const config = `${image}.nbd-server.conf`;
+  const pidFile = `${image}.nbd-server.pid`;
   const listen =
     place.socket === undefined ? `listenaddr = 127.0.0.1\nport = ${place.port}` : `unixsock = ${place.socket}`;
   writeFileSync(
@@ -62,7 +69,7 @@ async function serveNbdServer(image, place) {
     `[generic]\n${listen}\n[disk]\nexportname = ${image}\nfilesize = ${statSync(image).size}\nflush = true\nfua = true\ntrim = true\n`,
   );
   const args = ['-C', config, '-p', pidFile];
-  const server = await serve('nbd-server', args, place.socket ?? place.port, { pidFile });
+  const server = await serve('nbd-server', args, place.socket ?? place.port, { ...polling(place), pidFile });
   return { ...server, uri: uriAt(place, 'disk') };
 }
 
@@ -83,7 +90,7 @@ export const SERVERS = [
       const listen =
         place.socket === undefined ? ['--bind=127.0.0.1', `--port=${place.port}`] : ['--socket', place.socket];
       const args = ['--format=raw', '--persistent', '--shared=0', '--cache=writeback', ...listen, image];
-      const server = await serve('qemu-nbd', args, place.socket ?? place.port);
+      const server = await serve('qemu-nbd', args, place.socket ?? place.port, polling(place));
       return { ...server, uri: uriAt(place) };
     },
   },
@@ -106,7 +113,7 @@ export const NULL_SERVER = {
 };
 
 /** A port of this machine that nobody has now. */
-export function freePort() {
+function freePort() {
   return new Promise((resolve, reject) => {
     const server = createServer();
     server.on('error', reject);
@@ -120,7 +127,7 @@ export function freePort() {
 /** Where the server of that name shall listen: at a socket beside the images in `folder`, or at a port. */
 export async function placeFor(folder, name, overTcp = false) {
   const scratch = scratchIn(folder);
-  if (overTcp) return { port: await freePort(), folder: scratch };
+  if (overTcp) return { port: await freePort() };
   const socket = join(scratch, `${name.replace(/\W+/g, '-')}.sock`);
   rmSync(socket, { force: true });
   return { socket };
