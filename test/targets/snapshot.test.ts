@@ -62,7 +62,7 @@ describe('the constructor refuses with the words of the kernel', () => {
     ['o c P 0x8', "Couldn't create exception store"],
     ['o c P 4194304', "Couldn't create exception store"],
     ['o c N 0', 'Chunk size not set'],
-    ['o c P 8 1', 'not enough arguments left'],
+    ['o c P 8 1', 'Invalid number of feature arguments'],
     ['o c P 8 1 foo', 'Unrecognised feature requested'],
     ['o c P 8 3 a b c', 'Invalid number of feature arguments'],
     ['o c P 8 x', 'Invalid number of feature arguments'],

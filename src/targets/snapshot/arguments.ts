@@ -54,8 +54,7 @@ function parseFeatures(args: readonly string[]): SnapshotFeatures {
   const words = args.slice(1, 1 + count).map((word) => word.toLowerCase());
   // The kernel knows two; the third place is for our own.
   const most = words.includes('lazy_commit') ? 3 : 2;
-  if (!(count <= most)) throw new TargetError('Invalid number of feature arguments');
-  if (args.length - 1 < count) throw new TargetError('not enough arguments left');
+  if (!(count <= most && count < args.length)) throw new TargetError('Invalid number of feature arguments');
   for (const word of words) {
     const known = FEATURE_WORDS.find(([name]) => name === word);
     if (known === undefined) throw new TargetError('Unrecognised feature requested');

@@ -165,9 +165,9 @@ export class Merge {
 
   #copy(state: SnapshotState, run: MergeRun, sector: number, count: number): void {
     const { origin, cow, setup } = this.snapshot;
-    // A record of a chunk behind the origin's end has nowhere to go.
+    // A chunk behind the origin's end has nowhere to go: it stays, for an origin that is as long as it was.
     if (count <= 0) {
-      this.#commit(state, run);
+      this.#fail();
       return;
     }
     const { reactor, engines } = setup.services;

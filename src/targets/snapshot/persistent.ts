@@ -5,6 +5,7 @@ import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
 import type { TargetServices } from '../../block/target.ts';
 import { RangeRequest } from '../../block/zeroout.ts';
+import { AllocationAhead } from './allocation.ts';
 import { areaChunk, nextDataChunk, Records, recordsPerArea, windowByteLength, writeHeader } from './layout.ts';
 import { type FoundStore, openStore } from './persistent-load.ts';
 import type { Committable, ExceptionStore, StoreUsage } from './store.ts';
@@ -17,12 +18,13 @@ import { SyncIo } from './sync-io.ts';
  */
 export class PersistentStore implements ExceptionStore {
   readonly device: BlockDevice;
-  readonly overflowAware: boolean;
+  overflowAware: boolean;
   commitCount = 0;
   chunkSectorCount: number;
   readonly #services: TargetServices;
   readonly #lazy: boolean;
   readonly #bio = new Bio();
+  readonly #ahead: AllocationAhead;
   #zeroing: RangeRequest | null = null;
   #valid = true;
   #perArea = 0;
@@ -61,6 +63,7 @@ export class PersistentStore implements ExceptionStore {
     this.#services = options.services;
     this.overflowAware = options.overflowAware;
     this.#lazy = options.lazy;
+    this.#ahead = new AllocationAhead(device);
   }
 
   get word(): 'P' | 'PO' {
@@ -92,7 +95,9 @@ export class PersistentStore implements ExceptionStore {
 
   allocate(): number {
     const chunk = this.#nextFree;
-    if (this.device.sectorCount < (chunk + 1) * this.chunkSectorCount) return -1;
+    const end = (chunk + 1) * this.chunkSectorCount;
+    if (this.device.sectorCount < end) return -1;
+    this.#ahead.use(end - this.chunkSectorCount, end);
     this.#nextFree = nextDataChunk(chunk, this.#perArea);
     this.#inFlightCount++;
     return chunk;
@@ -206,7 +211,7 @@ export class PersistentStore implements ExceptionStore {
     const sector = areaChunk(this.#area + 1, this.#perArea) * this.chunkSectorCount;
     this.#zeroing.zeroOut(this.device, sector, this.chunkSectorCount, {}, (errno) => {
       if (errno === 0) this.#writeWindow();
-      else this.#finish(Errno.EIO);
+      else this.#finish(errno);
     });
   }
 

@@ -226,6 +226,8 @@ export class Snapshot {
     const { state } = source;
     source.state = null;
     if (state === null) return;
+    // Whether a full store is the end of it is for the new line to say.
+    state.store.overflowAware = this.#store.overflowAware;
     state.passTo(this.setup);
     this.#adopt(state);
   }
@@ -258,6 +260,8 @@ export class Snapshot {
 
   info(): string {
     const { state } = this;
+    // One that waits for another's store has nothing yet, but could have.
+    if (state === null && !this.active) return `0/${this.cow.sectorCount} 0`;
     if (state === null || !state.valid) return 'Invalid';
     if (this.mergeFailed) return 'Merge failed';
     if (state.overflowed) return 'Overflow';

@@ -27,7 +27,7 @@ export interface ExceptionStore {
   /** 0 as long as nothing says. */
   chunkSectorCount: number;
   /** A write that finds no room leaves the snapshot readable. */
-  readonly overflowAware: boolean;
+  overflowAware: boolean;
   /** Writes of records that were done, each for one exception or many. */
   readonly commitCount: number;
 

@@ -2,20 +2,23 @@
 // with the table. Nothing is written for an exception (drivers/md/dm-snap-transient.c).
 import type { BlockDevice } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
+import { AllocationAhead } from './allocation.ts';
 import { type Committable, type ExceptionStore, StoreError, type StoreUsage } from './store.ts';
 
 export class TransientStore implements ExceptionStore {
   readonly word = 'N';
   readonly device: BlockDevice;
-  readonly overflowAware = false;
+  overflowAware = false;
   readonly commitCount = 0;
   chunkSectorCount: number;
+  readonly #ahead: AllocationAhead;
   #nextFree = 0;
   #valid = true;
 
   constructor(device: BlockDevice, chunkSectorCount: number) {
     this.device = device;
     this.chunkSectorCount = chunkSectorCount;
+    this.#ahead = new AllocationAhead(device);
   }
 
   load(): boolean {
@@ -24,7 +27,9 @@ export class TransientStore implements ExceptionStore {
   }
 
   allocate(): number {
-    if (this.device.sectorCount < (this.#nextFree + 1) * this.chunkSectorCount) return -1;
+    const end = (this.#nextFree + 1) * this.chunkSectorCount;
+    if (this.device.sectorCount < end) return -1;
+    this.#ahead.use(end - this.chunkSectorCount, end);
     return this.#nextFree++;
   }
 

@@ -1,0 +1,61 @@
+// A mapper over image files with one engine, whichever the machine would choose, on Node's own loop.
+import { DeviceRegistry } from '../../src/devices/index.ts';
+import type { MappedDevice } from '../../src/mapper/mapped-device.ts';
+import { Mapper } from '../../src/mapper/mapper.ts';
+import { Disk } from '../../src/reactor/disk.ts';
+import { NodeLoop } from '../../src/reactor/node-loop.ts';
+import { Targets } from '../../src/targets/index.ts';
+import type { TestedEngine } from '../engine/harness.ts';
+
+export class EngineWorld {
+  readonly loop = new NodeLoop();
+  readonly devices: DeviceRegistry;
+  readonly mapper: Mapper;
+
+  constructor(engine: TestedEngine, baseFolder: string) {
+    this.devices = new DeviceRegistry({ reactor: this.loop, engine, baseFolder });
+    this.mapper = new Mapper(new Targets(), this.devices, 253, { reactor: this.loop, engines: this.devices.engines });
+  }
+
+  /** Makes a device, loads `table` and resumes it. */
+  async create(name: string, table: string): Promise<Disk> {
+    for (let attempt = 0; ; attempt++) {
+      const device = this.mapper.create(name);
+      try {
+        await this.load(name, table);
+        return new Disk(device, () => {});
+      } catch (error) {
+        this.mapper.remove(device);
+        // Whoever had the files before may still be about to close them.
+        if (attempt === 100 || (error as { code?: string }).code !== 'EBUSY') throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+
+  /** Loads `table` into a device and makes it live. */
+  load(name: string, table: string): Promise<void> {
+    const device = this.mapper.get(name);
+    this.mapper.load(device, table);
+    return new Promise((resolve, reject) => {
+      device.resume({}, (error) => (error === null ? resolve() : reject(error)));
+    });
+  }
+
+  remove(name: string): Promise<void> {
+    return new Promise((resolve) => this.mapper.remove(this.mapper.get(name), {}, resolve));
+  }
+
+  status(name: string): string {
+    return this.mapper.get(name).lines('info')[0]!;
+  }
+
+  /** Removes everything, what is on top first. */
+  async close(): Promise<void> {
+    for (;;) {
+      const unused: MappedDevice | undefined = this.mapper.list().find((device) => device.openCount === 0);
+      if (unused === undefined) break;
+      await this.remove(unused.dmName);
+    }
+  }
+}
