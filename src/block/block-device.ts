@@ -49,6 +49,12 @@ export interface BlockDevice {
    * later. Without this method everything is data.
    */
   queryExtent?(sector: number, sectorCount: number, done: ExtentCallback): void;
+  /**
+   * Takes room for a range, which exists, ahead of its first write; what reads give does not change, and other requests
+   * go on meanwhile. Calls back once with an errno, in this call or later. A device without this method can't, or has
+   * nothing to gain.
+   */
+  allocate?(sector: number, sectorCount: number, done: (errno: number) => void): void;
   /** The devices this one is made of now and after a resume, for the search of cycles. */
   lowerDevices?(): Iterable<BlockDevice>;
   /**

@@ -31,3 +31,6 @@ export const BOUNCE_BUFFER_BYTE_LENGTH = 65536;
 /** Copies of chunks for snapshots: one buffer at the most, and all buffers of one snapshot. */
 export const COPY_OUT_BUFFER_BYTE_LENGTH = 524_288;
 export const MAX_COPY_OUT_BYTE_LENGTH = 4_194_304;
+/** What a snapshot's store takes of its file system at a time, ahead of use: little at first, then a quarter of what is used. */
+export const MIN_ALLOCATED_AHEAD_BYTE_LENGTH = 1 << 20;
+export const MAX_ALLOCATED_AHEAD_BYTE_LENGTH = 16 << 20;

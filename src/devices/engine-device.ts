@@ -57,6 +57,11 @@ export abstract class EngineDevice implements BlockDevice {
     this.#file.engine.queryExtent(this.#file, sector, sectorCount, done);
   }
 
+  /** As BlockDevice.allocate, for kinds of devices that have it. */
+  protected allocateInFile(sector: number, sectorCount: number, done: (errno: number) => void): void {
+    this.#file.engine.allocate(this.#file, sector, sectorCount, done);
+  }
+
   /** A file whose engine waits for the event loop cannot end a request while this thread is inside a synchronous call. */
   syncObstacle(): string | null {
     if (this.#file.engine.blocking) return null;

@@ -1,5 +1,6 @@
 // An image file as a device.
 import fs from 'node:fs';
+import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { defaultLimits, type QueueLimits, UNLIMITED_SECTOR_COUNT } from '../block/limits.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
@@ -42,10 +43,15 @@ function limitsOf(file: EngineFile, libc: Libc | null, readOnly: boolean): Queue
  * A regular file as a device: its whole sectors; bytes behind the last whole sector are out of reach. Its name is the
  * absolute path it was opened by. A file that is cut while it is open gives EIO for what is missing.
  */
-export class FileDevice extends EngineDevice {
+export class FileDevice extends EngineDevice implements BlockDevice {
+  readonly allocate?: (sector: number, sectorCount: number, done: (errno: number) => void) => void;
+
   /** @param file open, and from now on the device's */
   constructor(file: EngineFile, libc: Libc | null, readOnly: boolean) {
     super(file.path, file, readOnly, wholeSectors(file.fd), limitsOf(file, libc, readOnly));
+    if (file.engine.gainsFromAllocation(file)) {
+      this.allocate = (sector, sectorCount, done) => this.allocateInFile(sector, sectorCount, done);
+    }
   }
 
   /** Takes over the size that the file has now. @returns sectorCount */

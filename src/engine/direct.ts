@@ -138,6 +138,32 @@ export class DirectEngine extends ThreadedEngine {
     else findExtent(this.#libc, file.fd, sector, sectorCount, done);
   }
 
+  override allocate(file: EngineFile, sector: number, sectorCount: number, done: (errno: number) => void): void {
+    if (file.failure !== null || file.closing) {
+      done(Errno.EIO);
+      return;
+    }
+    file.pendingCount++;
+    const ended = (errno: number): void => {
+      if (--file.pendingCount === 0 && file.closing) this.closed(file);
+      done(errno);
+    };
+    const offset = byteOffset(sector, 0);
+    const length = byteOffset(sectorCount, 0);
+    if (this.blocking) {
+      ended(this.#libc.fallocate(file.fd, FALLOC_FL_KEEP_SIZE, offset, length) < 0 ? this.#libc.errno() : 0);
+    } else {
+      this.#libc.fallocateOnThread(file.fd, FALLOC_FL_KEEP_SIZE, offset, length, (result, errno) => {
+        ended(result < 0 ? errno : 0);
+      });
+    }
+  }
+
+  /** In memory a write takes its page at once, for what an allocation costs; on a disk's file system that is a journal's. */
+  override gainsFromAllocation(file: EngineFile): boolean {
+    return file.kind === 'file' && !(file as DirectFile).neverWaits;
+  }
+
   protected override begin(file: DirectFile, bio: Bio): void {
     if (file.directIo !== null && bio.hasData) {
       if (isWholeBlocks(bio, file.directIo.blockByteLength)) this.offload(file, bio, 0);

@@ -9,7 +9,7 @@ export type EngineKind = 'direct' | 'ring' | 'portable';
 
 /** The one list of what engines differ in; a test that needs one of these is left out where it is missing. */
 export interface EngineCapabilities {
-  /** Discard and write-zeroes. */
+  /** Discard, write-zeroes and allocation ahead. */
   readonly fallocate: boolean;
   /** Extents: SEEK_HOLE and SEEK_DATA. */
   readonly seekHole: boolean;
@@ -68,6 +68,10 @@ export interface Engine {
    * the first sector that was not transferred. EFAULT for memory that can't be used, before any I/O.
    */
   submit(file: EngineFile, bio: Bio): void;
+  /** As BlockDevice.allocate; EOPNOTSUPP where the engine or the file system can't. */
+  allocate(file: EngineFile, sector: number, sectorCount: number, done: (errno: number) => void): void;
+  /** True where room that is taken ahead of use saves a write something. */
+  gainsFromAllocation(file: EngineFile): boolean;
   /** As BlockDevice.queryExtent. */
   queryExtent(file: EngineFile, sector: number, sectorCount: number, done: ExtentCallback): void;
 }

@@ -188,6 +188,14 @@ export abstract class ThreadedEngine implements Engine {
     done(0, sectorCount, EXTENT_DATA);
   }
 
+  allocate(_file: EngineFile, _sector: number, _sectorCount: number, done: (errno: number) => void): void {
+    done(Errno.EOPNOTSUPP);
+  }
+
+  gainsFromAllocation(_file: EngineFile): boolean {
+    return false;
+  }
+
   /** Starts a request of a file that works. */
   protected begin(file: ThreadedFile, bio: Bio): void {
     this.offload(file, bio, 0);
