@@ -239,8 +239,8 @@ async function planOrigin(
   control: Control,
   origin: OriginFound,
   originName: string | undefined,
+  origins: string[],
 ): Promise<Pick<SnapshotPlan, 'originDevice' | 'suspends'>> {
-  const { origins } = await control.call('snapshotUsers', { origin: origin.argument });
   if (originName === undefined || originName === origin.mappedBy || origins.includes(originName)) {
     return { originDevice: null, suspends: origins };
   }
@@ -258,11 +258,6 @@ async function checkName(control: Control, name: string): Promise<void> {
   }
 }
 
-async function checkFree(control: Control, cow: string): Promise<void> {
-  const { overlays } = await control.call('snapshotUsers', { cow });
-  if (overlays.length > 0) throw new DmError(Errno.EBUSY, `${cow} is the store of ${overlays.join(', ')} already`);
-}
-
 /** @throws DmError for what can't be done, before anything is */
 export async function planSnapshot(control: Control, options: CreateSnapshotOptions): Promise<SnapshotPlan> {
   const { name, store = 'persistent', lazyCommit = false, baseFolder = process.cwd() } = options;
@@ -271,7 +266,8 @@ export async function planSnapshot(control: Control, options: CreateSnapshotOpti
   await checkName(control, name);
   const origin = await findOrigin(control, options.origin, baseFolder);
   const cow = findCow(options, origin, baseFolder);
-  await checkFree(control, cow.path);
+  const { origins, overlays } = await control.call('snapshotUsers', { origin: origin.argument, cow: cow.path });
+  if (overlays.length > 0) throw new DmError(Errno.EBUSY, `${cow.path} is the store of ${overlays.join(', ')} already`);
   const devices = `${escapeArgument(origin.argument)} ${escapeArgument(cow.path)}`;
   const words = `${STORE_WORDS[store]} ${cow.chunkSectorCount}${lazyCommit ? ' 1 lazy_commit' : ''}`;
   return {
@@ -283,7 +279,7 @@ export async function planSnapshot(control: Control, options: CreateSnapshotOpti
     makesCow: cow.makes,
     growsCow: cow.grows,
     chunkSectorCount: cow.chunkSectorCount,
-    ...(await planOrigin(control, origin, options.originName)),
+    ...(await planOrigin(control, origin, options.originName, origins)),
     overlay: { name, table: `0 ${origin.sectorCount} snapshot ${devices} ${words}` },
   };
 }

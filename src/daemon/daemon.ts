@@ -14,7 +14,7 @@ import type { Restored } from './control.ts';
 import { ControlServer } from './control-server.ts';
 import type { DaemonFolder } from './folder.ts';
 import { translator } from './host-paths.ts';
-import { readJournal, setJournalAside, writeJournal, writeLostJournal } from './journal.ts';
+import { Journal, readJournal, setJournalAside, writeLostJournal } from './journal.ts';
 import { LocalControl } from './local-control.ts';
 import { type DaemonLock, takeLock } from './lock.ts';
 import { type Log, openLog } from './log.ts';
@@ -42,6 +42,7 @@ export class Daemon {
   readonly #controlServer: ControlServer;
   readonly #nbd: NbdServer;
   readonly #exports: NbdExports;
+  readonly #journal: Journal;
   readonly #idleExitSeconds: number | undefined;
   #listeners: Listener[] = [];
   #idleTimer: NodeJS.Timeout | null = null;
@@ -75,9 +76,10 @@ export class Daemon {
       onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
     });
     this.#exports = new NbdExports(this.#nbd, mapper, loop);
+    this.#journal = new Journal(options.folder.journal, mapper.major);
     mapper.onRemove = (device) => {
       this.#exports.remove(device);
-      this.#noteChange();
+      this.#noteChange(device);
     };
     this.#control = new LocalControl({
       mapper,
@@ -125,16 +127,17 @@ export class Daemon {
 
   #onChange(device: MappedDevice): void {
     this.#exports.update(device);
-    this.#noteChange();
+    this.#noteChange(device);
   }
 
   /** The journal is as the devices are before anybody hears that something was done. */
-  #noteChange(): void {
+  #noteChange(device: MappedDevice): void {
     // What a stop takes down is to be found in the journal afterwards.
     if (this.#stopping) return;
     const { mapper } = this.#dm;
     try {
-      writeJournal(this.#folder.journal, mapper.major, mapper.list());
+      const isThere = mapper.has(device.dmName) && mapper.get(device.dmName) === device;
+      this.#journal.note(device, isThere, () => mapper.list());
     } catch (error) {
       this.#log.error({ err: error }, 'the journal could not be written');
     }

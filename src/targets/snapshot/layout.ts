@@ -119,6 +119,12 @@ export class Records {
   }
 }
 
+/** Nothing but zeroes: the first byte is one, and each is like the one before. */
+export function isBlank(bytes: Uint8Array): boolean {
+  if (bytes.byteLength === 0) return true;
+  return bytes[0] === 0 && Buffer.compare(bytes.subarray(0, -1), bytes.subarray(1)) === 0;
+}
+
 /** Records in one area. */
 export function recordsPerArea(chunkSectorCount: number): number {
   return (chunkSectorCount * SECTOR_SIZE) / RECORD_BYTE_LENGTH;

@@ -7,6 +7,7 @@ import {
   chunkSizeObjection,
   DEFAULT_CHUNK_SECTOR_COUNT,
   type Header,
+  isBlank,
   isMetadataChunk,
   nextDataChunk,
   RECORD_BYTE_LENGTH,
@@ -118,7 +119,7 @@ class StoreMaker {
       const count = Math.min(pieceSectorCount, sectorCount - done);
       const bytes = piece.subarray(0, count * SECTOR_SIZE);
       this.#io.read(sector + done, bytes);
-      if (bytes.every((byte) => byte === 0)) continue;
+      if (isBlank(bytes)) continue;
       this.#io.zero(sector, sectorCount);
       return false;
     }
@@ -242,7 +243,7 @@ class StoreReader {
     for (let done = 0; done < sectorCount; done += pieceSectorCount) {
       const bytes = this.#piece.subarray(0, Math.min(pieceSectorCount, sectorCount - done) * SECTOR_SIZE);
       this.#io.read(sector + done, bytes);
-      if (bytes.every((byte) => byte === 0)) continue;
+      if (isBlank(bytes)) continue;
       this.#io.zero(sector + done, sectorCount - done);
       return;
     }
