@@ -17,6 +17,7 @@ import { dmIoRows } from './rows/dm-io.mjs';
 import { inProcessRows } from './rows/in-process.mjs';
 import { nbdRows } from './rows/nbd.mjs';
 import { snapshotRows } from './rows/snapshot.mjs';
+import { snapshotCreateRows } from './rows/snapshot-create.mjs';
 import { snapshotNbdRows } from './rows/snapshot-nbd.mjs';
 import { startUpRows } from './rows/start-up.mjs';
 import { tableRows } from './rows/tables.mjs';
@@ -33,6 +34,7 @@ const MAKERS = [
   dmIoRows,
   snapshotRows,
   snapshotNbdRows,
+  snapshotCreateRows,
   startUpRows,
 ];
 
