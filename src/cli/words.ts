@@ -1,9 +1,6 @@
 // dmsetup's words on dmkit's command line: looked for before anything else is loaded, because scripts say them often.
-import { ClientControl } from '../client/connect.ts';
-import { isDmsetupWord, runDmsetup } from './dmsetup/interpreter.ts';
 import { commandOf } from './dmsetup/options.ts';
-import { reportFailure } from './failure.ts';
-import { processIo } from './process-io.ts';
+import { isDmsetupWord } from './dmsetup/usage.ts';
 
 const EXIT_FAILURE = 1;
 
@@ -33,13 +30,18 @@ function isHelpAsked(argv: readonly string[]): boolean {
 }
 
 async function run(programName: string, argv: readonly string[]): Promise<number> {
+  const [{ ClientControl }, { runDmsetup }, { processIo }] = await Promise.all([
+    import('../client/connect.ts'),
+    import('./dmsetup/interpreter.ts'),
+    import('./process-io.ts'),
+  ]);
   const control = new ClientControl({ onLost: tellLost });
   const needsVersion = argv.some((word) => word === 'version' || word.startsWith('--v'));
   const lines = needsVersion ? (await import('./version.ts')).versionLines : () => [];
   try {
     return await runDmsetup(argv, processIo(programName, lines), control);
   } catch (error) {
-    reportFailure(error);
+    (await import('./failure.ts')).reportFailure(error);
     return EXIT_FAILURE;
   } finally {
     await control.close();

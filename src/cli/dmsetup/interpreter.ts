@@ -20,7 +20,7 @@ import { parseLine } from './options.ts';
 import { fieldHelp } from './report.ts';
 import { Session } from './session.ts';
 import { deps, info, ls, splitname, table, targets, targetVersion, version } from './show.ts';
-import { ARITY, USAGE } from './usage.ts';
+import { ARITY, isDmsetupWord, USAGE } from './usage.ts';
 
 const EXIT_SUCCESS = 0;
 const EXIT_FAILURE = 1;
@@ -59,11 +59,6 @@ async function help(session: Session): Promise<void> {
 
 /** There are no nodes to make. */
 async function mknodes(_session: Session): Promise<void> {}
-
-/** True for a command that dmsetup has and this interpreter does. */
-export function isDmsetupWord(word: string | undefined): boolean {
-  return word !== undefined && Object.hasOwn(COMMANDS, word);
-}
 
 /** Options of dmsetup's that would change what a command does to which devices, and that are not here. */
 function refuseSelection(session: Session): void {

@@ -1,4 +1,4 @@
-// What `help` says. In dmkit's own words; dmsetup's text is dmsetup's.
+// dmsetup's words, and what `help` says of them. In dmkit's own words; dmsetup's text is dmsetup's.
 
 export const USAGE = `Usage: dmsetup COMMAND [ARGUMENTS] [OPTIONS]      (dmkit takes the same words)
 
@@ -58,3 +58,8 @@ export const ARITY: Readonly<Record<string, readonly [min: number, max: number]>
   wait: [0, 2],
   wipe_table: [0, Number.POSITIVE_INFINITY],
 };
+
+/** True for a command that dmsetup has and the interpreter does. */
+export function isDmsetupWord(word: string | undefined): boolean {
+  return word !== undefined && Object.hasOwn(ARITY, word);
+}
