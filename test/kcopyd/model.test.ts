@@ -7,54 +7,8 @@ import { KCOPYD_IGNORE_ERROR, KCOPYD_WRITE_SEQ, KcopydClient } from '../../src/k
 import { failEveryNth } from '../../src/testing/fail-nth.ts';
 import { SimulatedReactor } from '../../src/testing/simulated-reactor.ts';
 import { makeRandom, runs, seed } from '../support/seed.ts';
+import { apart, arbitraryPlan, check, PART, type Plan, SIZE } from './plan.ts';
 import { expectOne, pattern, region, sameBytes, TapedDevice } from './support.ts';
-
-const SIZE = 160;
-const DEVICE_COUNT = 3;
-const PART = 16;
-
-interface Plan {
-  kind: 'copy' | 'zero';
-  from: { device: number; sector: number };
-  dests: { device: number; sector: number }[];
-  count: number;
-  ignore: boolean;
-  sequence: boolean;
-  sync: boolean;
-  splitCount: number;
-  pageCount: number;
-  /** A sector of each device that fails requests that touch it. */
-  bad: (number | null)[];
-  /** The job is cancelled after so many requests have ended. */
-  cancelAfter: number | null;
-  order: number;
-}
-
-const place = fc.record({ device: fc.nat(DEVICE_COUNT - 1), sector: fc.nat(60) });
-const arbitraryPlan: fc.Arbitrary<Plan> = fc.record({
-  kind: fc.constantFrom('copy', 'copy', 'copy', 'zero'),
-  from: place,
-  dests: fc.array(place, { minLength: 1, maxLength: 8 }),
-  count: fc.nat(100),
-  ignore: fc.boolean(),
-  sequence: fc.boolean(),
-  sync: fc.boolean(),
-  splitCount: fc.integer({ min: 1, max: 4 }),
-  pageCount: fc.integer({ min: 2, max: 9 }),
-  bad: fc.array(fc.option(fc.nat(SIZE - 1), { freq: 2 }), { minLength: DEVICE_COUNT, maxLength: DEVICE_COUNT }),
-  cancelAfter: fc.option(fc.nat(12), { freq: 4 }),
-  order: fc.nat(),
-});
-
-/** Destinations do not touch each other: between them there is no order. */
-function apart(plan: Plan): Plan['dests'] {
-  const kept: Plan['dests'] = [];
-  for (const dest of plan.dests) {
-    const clashes = kept.some((k) => k.device === dest.device && Math.abs(k.sector - dest.sector) < plan.count);
-    if (!clashes) kept.push(dest);
-  }
-  return kept;
-}
 
 function runPlan(plan: Plan): void {
   const dests = apart(plan);
@@ -94,7 +48,7 @@ function runPlan(plan: Plan): void {
     expect(client.unfinishedCount).toBe(0);
     return;
   }
-  check({ plan, dests, devices, before, result, cancelled });
+  check({ plan, dests, before, after: devices.map((device) => device.bytes), result, cancelled });
   expect([client.usedPageCount, client.unfinishedCount]).toEqual([0, 0]);
   expect(client.pageHighWater).toBeLessThanOrEqual(pageCount);
 }
@@ -112,39 +66,6 @@ function finishAll(
     const device = busy[Math.floor(random() * busy.length)];
     if (device === undefined) return;
     device.finish(device.held.splice(Math.floor(random() * device.held.length), 1)[0]!);
-  }
-}
-
-function check(run: {
-  plan: Plan;
-  dests: Plan['dests'];
-  devices: TapedDevice[];
-  before: Uint8Array[];
-  result: { readErr: number; writeErr: number; error: unknown };
-  cancelled: boolean;
-}): void {
-  const { plan, dests, devices, before, result } = run;
-  const bytes = plan.count * 512;
-  const start = plan.from.sector * 512;
-  const data = plan.kind === 'copy' ? before[plan.from.device]!.slice(start, start + bytes) : new Uint8Array(bytes);
-  const expected = before.map((content) => content.slice());
-  for (const { device, sector } of dests) expected[device]!.set(data, sector * 512);
-  const clean = result.readErr === 0 && result.writeErr === 0;
-  expect(result.error === null).toBe(clean);
-  if (clean) {
-    for (const [i, device] of devices.entries()) expect(sameBytes(device.bytes, expected[i]!)).toBe(true);
-    return;
-  }
-  expect(run.cancelled || plan.bad.some((bad) => bad !== null)).toBe(true);
-  // Every sector holds what it held, or what was to come there; a read that failed and is ignored leaves zeroes.
-  const zero = new Uint8Array(512);
-  for (const [i, device] of devices.entries()) {
-    for (let at = 0; at < SIZE * 512; at += 512) {
-      const now = device.bytes.subarray(at, at + 512);
-      const right =
-        sameBytes(now, before[i]!.subarray(at, at + 512)) || sameBytes(now, expected[i]!.subarray(at, at + 512));
-      if (!right) expect(result.readErr === 1 && plan.ignore && !plan.sequence && sameBytes(now, zero)).toBe(true);
-    }
   }
 }
 
