@@ -4,7 +4,7 @@ import { sectionsOf } from './results.mjs';
 const COLUMN_WIDTH = 620;
 const COLUMN_COUNT = 2;
 const MARGIN = 24;
-const NAME_WIDTH = 190;
+const NAME_WIDTH = 236;
 const VALUE_WIDTH = 46;
 const BAR_HEIGHT = 11;
 const BAR_STEP = 15;
@@ -162,7 +162,7 @@ export function drawChart(result) {
   const fullHeight = height + foot.length * FOOT_LINE_HEIGHT + MARGIN;
   const parts = [
     rectangle(0, 0, width, fullHeight, '#fff'),
-    text(MARGIN, 28, 'How many times as good: right of 1 is better, left of 1 is worse', { size: 16, weight: 'bold' }),
+    text(MARGIN, 28, 'How many times as good the first one is as each other: right of 1 it is better, left of 1 worse', { size: 16, weight: 'bold' }),
     text(
       MARGIN,
       46,
