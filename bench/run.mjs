@@ -11,6 +11,7 @@ import { describeMachine, findFolders } from './machine.mjs';
 import { writeReport } from './report.mjs';
 import { mergeResults, readResult, writeResult } from './results.mjs';
 import { connectionRows } from './rows/connections.mjs';
+import { copyRows } from './rows/copy.mjs';
 import { nbdcopyRows } from './rows/copy-nbd.mjs';
 import { deviceRows } from './rows/devices.mjs';
 import { dmIoRows } from './rows/dm-io.mjs';
@@ -32,6 +33,7 @@ const MAKERS = [
   inProcessRows,
   tableRows,
   dmIoRows,
+  copyRows,
   snapshotRows,
   snapshotNbdRows,
   snapshotCreateRows,

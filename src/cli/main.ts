@@ -1,12 +1,18 @@
 #!/usr/bin/env node
 // The dmkit command: one subcommand a file; what a command does not need is not loaded, so that starting costs little.
 import { hasInheritedSocket } from './activation.ts';
-import { runWord } from './words.ts';
 
 async function main(): Promise<void> {
-  const wordExitCode = await runWord(process.argv.slice(2));
   // Not process.exit: what is still to be printed to a pipe would be cut off.
-  process.exitCode = wordExitCode ?? (await (await import('./program.ts')).runProgram());
+  process.exitCode = await run(process.argv.slice(2));
+}
+
+async function run(argv: readonly string[]): Promise<number> {
+  const exitCode =
+    argv[0] === 'copy'
+      ? await (await import('./copy-words.ts')).runCopyWords(argv.slice(1))
+      : await (await import('./words.ts')).runWord(argv);
+  return exitCode ?? (await import('./program.ts')).runProgram();
 }
 
 // A reader that went away (dmkit targets | head -1) is no failure.

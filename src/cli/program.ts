@@ -3,6 +3,7 @@ import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
 import { addControlCommands } from './control-program.ts';
 import type { CopyCommandOptions } from './copy.ts';
+import { COPY_OPTIONS } from './copy-options.ts';
 import { reportFailure } from './failure.ts';
 import type { ServeOptions } from './serve.ts';
 
@@ -55,22 +56,15 @@ function buildProgram(setExitCode: (code: number) => void): Command {
       setExitCode(await serve({ ...options, names }));
     });
 
-  program
+  const copy = program
     .command('copy')
     .description('copy one image or device to as many as 64')
     .argument('<device...>', 'the source, then the destinations; with --zero, destinations alone')
-    .option('--keep-going', 'narrow what fails to the failing blocks, and do the rest')
-    .option('--verify', 'read everything back, from the medium where that can be had, and compare')
-    .option('--zero', 'fill the destinations with zeroes')
-    .option('--skip-holes', 'leave alone what the source has no data for, instead of zeroing it')
-    .option('--rate <bytes>', 'bytes a second for each destination, such as 50M')
-    .option('--mapfile <file>', "keep GNU ddrescue's map of what is done; FILE.1, FILE.2 … for several destinations")
-    .option('--retry', 'go on with what the map lacks')
-    .option('--json', 'one JSON object a line')
     .addHelpText('after', COPY_HELP)
     .action(async (names: string[], options: CopyCommandOptions) => {
       setExitCode(await (await import('./copy.ts')).runCopy(names, options));
     });
+  for (const { flags, description } of COPY_OPTIONS) copy.option(flags, description);
 
   addControlCommands(program, setExitCode);
   return program;
