@@ -29,6 +29,7 @@ async function report(args, { seconds, rw }) {
 }
 
 const MICROSECONDS = 1e-3;
+const FILL_SECONDS = 300;
 
 function latencyOf({ percentile }) {
   const at = (percent) => percentile[percent] * MICROSECONDS;
@@ -66,4 +67,12 @@ export async function fioFile(options) {
   args.push(`--ramp_time=${milliseconds(Math.max(0.2, options.seconds / 5))}`);
   if (options.direct) args.push('--direct=1');
   return (await report(args, options)).iops;
+}
+
+/** Writes the first `byteLength` bytes once, leaving out `skipBytes` after each block. */
+export async function fioFill({ uri, byteLength, blockBytes, skipBytes }) {
+  const args = ['--name=fill', '--ioengine=nbd', `--uri=${uri}`, '--iodepth=16', `--bs=${blockBytes}`];
+  args.push(`--rw=write${skipBytes > 0 ? `:${skipBytes}` : ''}`, `--size=${byteLength}`);
+  args.push(`--io_size=${(byteLength * blockBytes) / (blockBytes + skipBytes)}`, '--output-format=json');
+  await report(args, { seconds: FILL_SECONDS, rw: 'write' });
 }

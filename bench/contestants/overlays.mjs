@@ -2,22 +2,10 @@
 // qcow2 file, nbdkit with its cow filter (whose layer is gone when it ends).
 import { spawnSync } from 'node:child_process';
 import { closeSync, openSync, rmSync, statSync, truncateSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { serve, which } from '../process.mjs';
+import { serve } from '../process.mjs';
+import { dmkitCommandMissing, missing, serveDmkit } from '../servers.mjs';
 
-const command = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const SECTOR_BYTES = 512;
-
-const missing = (program) => (which(program) === undefined ? `no ${program}: scripts/install-peers` : undefined);
-
-function dmkitMissing() {
-  try {
-    statSync(command);
-    return undefined;
-  } catch {
-    return 'dist/ is not built: npm run build';
-  }
-}
 
 /** Room for every chunk and its record. */
 function makeStore(path, base, chunkSectors) {
@@ -26,12 +14,11 @@ function makeStore(path, base, chunkSectors) {
   truncateSync(path, (chunks + Math.ceil(chunks / (32 * chunkSectors)) + 3) * chunkSectors * SECTOR_BYTES);
 }
 
-function serveDmkit({ base, layer, socket, chunkSectors }, feature) {
+function serveSnapshot({ base, layer, socket, chunkSectors }, feature) {
   makeStore(layer, base, chunkSectors);
   const sectors = statSync(base).size / SECTOR_BYTES;
   const table = `0 ${sectors} snapshot ${base} ${layer} P ${chunkSectors}${feature}`;
-  const args = [command, 'serve', 'disk', '--table', table, '--nbd', `unix:${socket}`];
-  return serve(process.execPath, args, socket, { ready: ({ stdout }) => /nbd\S*:\S+/.test(stdout) });
+  return serveDmkit(['disk', '--table', table], { socket });
 }
 
 function makeQcow2(layer, base, chunkSectors) {
@@ -41,16 +28,13 @@ function makeQcow2(layer, base, chunkSectors) {
   if (status !== 0) throw new Error(`qemu-img create: ${stderr}`);
 }
 
-const dmkitUri = (server) => server.output.stdout.match(/nbd\S*:\S+/)[0];
-
-/** `serve({ base, layer, socket, folder, chunkSectors })` makes the layer and starts; `uri` where it is not the usual. */
+/** `serve({ base, layer, socket, folder, chunkSectors })` makes the layer and starts. */
 export const OVERLAYS = [
-  { name: 'dmkit serve', available: dmkitMissing, serve: (place) => serveDmkit(place, ''), uri: dmkitUri },
+  { name: 'dmkit serve', available: dmkitCommandMissing, serve: (place) => serveSnapshot(place, '') },
   {
     name: 'dmkit serve, lazy_commit',
-    available: dmkitMissing,
-    serve: (place) => serveDmkit(place, ' 1 lazy_commit'),
-    uri: dmkitUri,
+    available: dmkitCommandMissing,
+    serve: (place) => serveSnapshot(place, ' 1 lazy_commit'),
   },
   {
     name: 'qemu-nbd qcow2',

@@ -1,11 +1,13 @@
 // What a snapshot costs a write: for the first time, again, and without one.
 import { fileURLToPath } from 'node:url';
-import { imageFor, warm } from '../images.mjs';
+import { imageFor, scratchIn, warm } from '../images.mjs';
 import { fileSystemOf } from '../machine.mjs';
 import { run } from '../process.mjs';
 import { dmkitMissing } from './in-process.mjs';
 
 const writer = fileURLToPath(new URL('../contestants/dmkit-snapshot.mjs', import.meta.url));
+const million = fileURLToPath(new URL('../contestants/dmkit-million.mjs', import.meta.url));
+const MILLION_COUNT = 1_000_000;
 const LIMIT_SECONDS = 120;
 
 const CONTESTANTS = [
@@ -33,7 +35,41 @@ function contestant([name, what, words], depth, folder, options) {
   };
 }
 
+/** Milliseconds, or MiB, of one and the same opening. */
+function millionRow(place, folder, name, what, unit, figureOf) {
+  return {
+    name: `snapshot open million ${place} ${name}`,
+    what: `a store of ${MILLION_COUNT} exceptions in chunks of 4 KiB, from its file to a live device: ${what}`,
+    unit,
+    lessIsBetter: true,
+    fileSystem: fileSystemOf(folder),
+    contestants: ['ascending', 'random'].map((order) => ({
+      name: `${order} records`,
+      available: dmkitMissing,
+      start() {},
+      async measure() {
+        const words = ['--expose-gc', million, scratchIn(folder), MILLION_COUNT, order].map(String);
+        const measured = JSON.parse(await run(process.execPath, words, LIMIT_SECONDS));
+        return { value: figureOf(measured), cpuMicroseconds: measured.cpuMicroseconds };
+      },
+      stop() {},
+    })),
+  };
+}
+
+function millionRows([place, folder]) {
+  return [
+    millionRow(place, folder, 'time', 'how long', 'ms', ({ milliseconds }) => milliseconds),
+    millionRow(place, folder, 'memory', 'heap and ArrayBuffers', 'MiB', ({ memoryBytes }) => memoryBytes / 2 ** 20),
+  ];
+}
+
 export function snapshotRows(folders, options) {
+  const present = Object.entries(folders).filter(([, folder]) => folder !== undefined);
+  return [...writeRows(folders, options), ...present.flatMap(millionRows)];
+}
+
+function writeRows(folders, options) {
   return Object.entries(folders)
     .filter(([, folder]) => folder !== undefined)
     .flatMap(([place, folder]) =>
