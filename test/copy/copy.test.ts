@@ -316,6 +316,48 @@ describe('file to file', () => {
   );
 });
 
+describe('files, one of which stands still', () => {
+  it.runIf(hasCopyRange())('keep to one piece each under way, and the others finish', async () => {
+    const folder = tempDir();
+    const from = join(folder, 'a.img');
+    const bytes = randomBytes(3 * FILE_PIECE_SECTOR_COUNT * 512, 17);
+    writeFileSync(from, bytes);
+    const real = FileCopier.prototype.copy;
+    const copiers = new Set<FileCopier>();
+    let open = (): void => {};
+    const opened = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    let waitingCount = 0;
+    const spy = vi.spyOn(FileCopier.prototype, 'copy').mockImplementation(async function (
+      this: FileCopier,
+      start,
+      end,
+    ) {
+      copiers.add(this);
+      if ([...copiers][0] === this) {
+        waitingCount++;
+        await opened;
+      }
+      return real.call(this, start, end);
+    });
+    onTestFinished(() => spy.mockRestore());
+    const paths = ['b.img', 'c.img', 'd.img'].map((name) => join(folder, name));
+    const copy = await Copy.open(mapperWith([]), from, paths);
+    const done = copy.run();
+    const handled = (): number[] => copy.destinations.map(({ handledSectorCount }) => handledSectorCount);
+    await expect
+      .poll(handled, { timeout: 20_000 })
+      .toEqual([0, 3 * FILE_PIECE_SECTOR_COUNT, 3 * FILE_PIECE_SECTOR_COUNT]);
+    expect(waitingCount).toBe(1);
+    open();
+    await done;
+    await copy.close();
+    expect(copy.complete).toBe(true);
+    for (const path of paths) expect(readFileSync(path).equals(bytes)).toBe(true);
+  });
+});
+
 describe('a source that is cut while it is copied from file to file', () => {
   const CUT = 9 * MIB + 1001;
 
