@@ -11,14 +11,14 @@ export interface MergeWatch {
   stop(): void;
 }
 
-/** Says something not more often than every so many milliseconds, beginning with the first time. */
-function seldom(milliseconds: number, say: (progress: MergeProgress) => void): MergeWatch {
-  let last = Number.NEGATIVE_INFINITY;
+/** Says something not more often than every so many milliseconds, and for the first time when `last` is so long ago. */
+function seldom(milliseconds: number, last: number, say: (progress: MergeProgress) => void): MergeWatch {
+  let at = last;
   return {
     show: (progress) => {
       const now = performance.now();
-      if (now - last < milliseconds) return;
-      last = now;
+      if (now - at < milliseconds) return;
+      at = now;
       say(progress);
     },
     stop: () => {},
@@ -54,10 +54,15 @@ async function bar(name: string): Promise<MergeWatch> {
 
 export async function watchMerge(name: string, json: boolean): Promise<MergeWatch> {
   if (json) {
-    return seldom(EVENT_MILLISECONDS, (progress) => {
+    return seldom(EVENT_MILLISECONDS, Number.NEGATIVE_INFINITY, (progress) => {
       process.stdout.write(`${JSON.stringify({ event: 'progress', name, ...progress })}\n`);
     });
   }
   if (process.stderr.isTTY) return bar(name);
-  return seldom(LINE_MILLISECONDS, (progress) => void process.stderr.write(`${name}: ${textOf(progress)}\n`));
+  // A short merge needs no words.
+  return seldom(
+    LINE_MILLISECONDS,
+    performance.now(),
+    (progress) => void process.stderr.write(`${name}: ${textOf(progress)}\n`),
+  );
 }

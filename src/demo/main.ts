@@ -4,11 +4,12 @@ import { copyMany } from './copy-many.ts';
 import { failingDisk } from './failing-disk.ts';
 import { join } from './join.ts';
 import { keep } from './keep.ts';
+import { overlays } from './overlays.ts';
 import { Stage, say, title } from './stage.ts';
 import { stripe } from './stripe.ts';
 import { writeMany } from './write-many.ts';
 
-const ACTS = [join, stripe, failingDisk, writeMany, keep, copyMany];
+const ACTS = [join, stripe, failingDisk, writeMany, keep, copyMany, overlays];
 
 /** Below the folder the demo is started in, so that the commands it prints work there afterwards. */
 const FOLDER = 'dmkit-demo';

@@ -1,6 +1,7 @@
 // A store looked at without its snapshot: what a COW holds, and nothing is written to it.
 import type { BlockDevice } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
+import { SECTOR_SIZE } from '../../block/sector.ts';
 import type { TargetServices } from '../../block/target.ts';
 import { ExceptionTable } from './exception-table.ts';
 import { readHeader, SNAP_MAGIC } from './layout.ts';
@@ -19,7 +20,9 @@ export function readStore(device: BlockDevice, services: TargetServices): StoreC
   try {
     checkMagic(io, device);
     const exceptions = new ExceptionTable();
-    const found = openStore(io, device, 0, (oldChunk, newChunk) => exceptions.add(oldChunk, newChunk));
+    // No more than a block is needed to find the chunk size: a small store may have little more.
+    const block = device.limits.logicalBlockSize / SECTOR_SIZE;
+    const found = openStore(io, device, block, (oldChunk, newChunk) => exceptions.add(oldChunk, newChunk));
     if (!found.valid) {
       throw new StoreError(
         Errno.EIO,
