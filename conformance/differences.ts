@@ -107,6 +107,13 @@ export const differences: readonly Difference[] = [
     },
   },
   {
+    id: 'remote disks',
+    here: 'an NBD URI is a device, connected by the load; it prints in one spelling, with percent signs where blanks were',
+    kernel: '`Device lookup failed`; an nbd device has to be attached first',
+    why: 'a leg or an origin may be on another machine',
+    match: null,
+  },
+  {
     id: 'one flush a device',
     here: 'one flush for each lower device',
     kernel: 'one for each line and stripe',
