@@ -19,6 +19,8 @@ export class MergeCursor {
   #records: Records | null = null;
   /** The area that `#records` holds. */
   #loadedArea = -1;
+  /** How many of its records are left. */
+  #left = 0;
 
   constructor(store: PersistentStore) {
     this.#store = store;
@@ -32,29 +34,29 @@ export class MergeCursor {
       done(0, null);
       return;
     }
-    if (recordCount === 0) this.#store.shrinkTo(area - 1, this.#perArea, false);
-    this.#load((errno) => done(errno, errno === 0 ? this.#lastRun() : null));
+    // An area that has become empty is the store's until a record before it is gone: a snapshot may go on with it.
+    this.#left = recordCount === 0 ? this.#perArea : recordCount;
+    this.#load(recordCount === 0 ? area - 1 : area, (errno) => done(errno, errno === 0 ? this.#lastRun() : null));
   }
 
-  #load(done: (errno: number) => void): void {
-    const { area } = this.#store.position;
+  #load(area: number, done: (errno: number) => void): void {
     if (this.#loadedArea === area) {
       done(0);
       return;
     }
     this.#records ??= new Records(new Uint8Array(this.#store.chunkSectorCount * SECTOR_SIZE));
     this.#loadedArea = -1;
-    this.#areaIo(REQ_OP_READ, 0, (errno) => {
+    this.#areaIo(REQ_OP_READ, 0, area, (errno) => {
       if (errno === 0) this.#loadedArea = area;
       done(errno);
     });
   }
 
-  #areaIo(op: number, flags: number, done: (errno: number) => void): void {
-    const { device, chunkSectorCount, position } = this.#store;
+  #areaIo(op: number, flags: number, area: number, done: (errno: number) => void): void {
+    const { device, chunkSectorCount } = this.#store;
     const { bytes } = this.#records!;
     const bio = this.#bio;
-    bio.reset(op, flags, device, areaChunk(position.area, this.#perArea) * chunkSectorCount, chunkSectorCount);
+    bio.reset(op, flags, device, areaChunk(area, this.#perArea) * chunkSectorCount, chunkSectorCount);
     bio.vecs = [{ page: bytes, offset: 0, byteLength: bytes.byteLength }];
     bio.onEnd = () => done(bio.status);
     submitBio(bio);
@@ -62,7 +64,7 @@ export class MergeCursor {
 
   #lastRun(): MergeRun {
     const records = this.#records!;
-    const last = this.#store.position.recordCount - 1;
+    const last = this.#left - 1;
     const [oldChunk, newChunk] = [records.oldChunk(last), records.newChunk(last)];
     let count = 1;
     while (count <= last) {
@@ -75,12 +77,13 @@ export class MergeCursor {
 
   /** Takes the records of the run out, durably. */
   commit(run: MergeRun, done: (errno: number) => void): void {
-    const { area, recordCount } = this.#store.position;
-    const left = recordCount - run.chunkCount;
+    const area = this.#loadedArea;
+    const left = this.#left - run.chunkCount;
     // Records stand at the front: what is behind those that stay is cleared.
     this.#records!.clearFrom(left);
-    this.#areaIo(REQ_OP_WRITE, REQ_PREFLUSH | REQ_FUA, (errno) => {
-      if (errno === 0) this.#store.shrinkTo(area, left, true);
+    this.#areaIo(REQ_OP_WRITE, REQ_PREFLUSH | REQ_FUA, area, (errno) => {
+      if (errno === 0) this.#store.shrinkTo(area, left, this.#records!);
+      else this.#loadedArea = -1;
       done(errno);
     });
   }

@@ -125,11 +125,20 @@ export class PersistentStore implements ExceptionStore {
     return { area: this.#area, recordCount: this.#recordCount };
   }
 
-  /** Fewer records are left. `counts`: for the numbers of the status, which show an area as soon as a run of it is gone. */
-  shrinkTo(area: number, recordCount: number, counts: boolean): void {
+  /** Fewer records are left: `recordCount` in `area`, which holds `records`. */
+  shrinkTo(area: number, recordCount: number, records: Records): void {
     this.#area = area;
     this.#recordCount = recordCount;
-    if (counts) this.#nextFree = areaChunk(area, this.#perArea) + recordCount + 1;
+    this.#nextFree = areaChunk(area, this.#perArea) + recordCount + 1;
+    // A snapshot that goes on from here writes its records behind those that are left, and no others.
+    const { bytes } = this.#window;
+    const start = Math.floor(recordCount / this.#window.count) * bytes.byteLength;
+    bytes.set(records.bytes.subarray(start, start + bytes.byteLength));
+  }
+
+  /** A merge that was stopped leaves chunks up to `newChunk` in use: where some were left out, the count is not enough. */
+  keepUpTo(newChunk: number): void {
+    if (newChunk >= this.#nextFree) this.#nextFree = nextDataChunk(newChunk, this.#perArea);
   }
 
   // Commits

@@ -229,6 +229,10 @@ export class Snapshot {
     // Whether a full store is the end of it is for the new line to say.
     state.store.overflowAware = this.#store.overflowAware;
     state.passTo(this.setup);
+    if (source.isMerge && state.store instanceof PersistentStore) {
+      const { store } = state;
+      state.exceptions.forEach((_, newChunk) => void store.keepUpTo(newChunk));
+    }
     this.#adopt(state);
   }
 
