@@ -162,7 +162,12 @@ export function drawChart(result) {
   const fullHeight = height + foot.length * FOOT_LINE_HEIGHT + MARGIN;
   const parts = [
     rectangle(0, 0, width, fullHeight, '#fff'),
-    text(MARGIN, 28, 'How many times as good the first one is as each other: right of 1 it is better, left of 1 worse', { size: 16, weight: 'bold' }),
+    text(
+      MARGIN,
+      28,
+      'How many times as good the first one is as each other: right of 1 it is better, left of 1 worse',
+      { size: 16, weight: 'bold' },
+    ),
     text(
       MARGIN,
       46,

@@ -60,12 +60,18 @@ function launch(command, args, seconds, env = {}) {
   return { child, output, closed };
 }
 
+/** The end of what a program said. Hundreds of clients say the same. */
+function lastWords({ stdout, stderr }) {
+  const lines = new Set((stderr || stdout).trim().split('\n'));
+  return [...lines].slice(-3).join('; ').slice(-600);
+}
+
 /** Runs a program to its end and gives its standard output; anything but exit code 0 throws with what it said. */
 export async function run(command, args, seconds) {
   const { output, closed } = launch(command, args, seconds);
   const code = await closed;
   if (code === 0) return output.stdout;
-  throw new Error(`${command} ended with ${code}: ${(output.stderr || output.stdout).trim().slice(-600)}`);
+  throw new Error(`${command} ended with ${code}: ${lastWords(output)}`);
 }
 
 /** Whether somebody listens at a Unix socket's path or a TCP port of this machine. */
@@ -131,7 +137,7 @@ export async function serve(command, args, place, options = {}) {
     if (await ready(output)) return { stop, output, pid: daemon ?? child.pid };
   }
   await stop();
-  throw new Error(`${command} did not come up (${ended ?? 'time is over'}): ${output.stderr.trim().slice(-600)}`);
+  throw new Error(`${command} did not come up (${ended ?? 'time is over'}): ${lastWords(output)}`);
 }
 
 /** The path of a program, or undefined. */

@@ -21,8 +21,12 @@ const common = ({ rw, depth, round, seconds, jobs = 1, blockSize = '4k', fsync }
   '--output-format=json',
 ];
 
-async function report(args, { seconds, rw }) {
-  const text = await run('fio', args, seconds * 1.5 + 30);
+/** Above the time that is measured: a loaded machine starts hundreds of clients slowly. */
+const SPARE_SECONDS = 30;
+const SPARE_SECONDS_PER_JOB = 0.5;
+
+async function report(args, { seconds, rw, jobs = 1 }) {
+  const text = await run('fio', args, seconds * 1.5 + SPARE_SECONDS + jobs * SPARE_SECONDS_PER_JOB);
   const [job] = JSON.parse(text.slice(text.indexOf('{'))).jobs;
   if (job.error !== 0) throw new Error(`fio reports error ${job.error}`);
   return job[rw.endsWith('write') ? 'write' : 'read'];
