@@ -12,22 +12,29 @@ import { SECTOR_SIZE } from '../../block/sector.ts';
 import type { CopyBuffers } from './copy-buffers.ts';
 
 export interface CopyRange {
-  from: BlockDevice;
+  /** Null where nothing is to be copied. */
+  from: BlockDevice | null;
   fromSector: number;
-  to: BlockDevice;
+  to: BlockDevice | null;
   toSector: number;
   sectorCount: number;
 }
 
 const NO_VECS: readonly BioVec[] = [];
+/** The two sides of a chunk and the write between them; a write of more pieces is rare. */
+const MAX_SPARE_VEC_COUNT = 4;
+const NO_PAGE = new Uint8Array(0);
 const position = new Bio();
 
 export class ChunkCopy {
   /** Sectors that the last run read. */
   copiedSectorCount = 0;
+  /** What the next run copies: the caller's to fill in. */
+  readonly range: CopyRange = { from: null, fromSector: 0, to: null, toSector: 0, sectorCount: 0 };
   readonly #bio = new Bio();
   readonly #vecs: BioVec[] = [];
-  #range!: CopyRange;
+  /** Pieces for reuse. */
+  readonly #spareVecs: BioVec[] = [];
   #buffers!: CopyBuffers;
   #buffer: Uint8Array | null = null;
   #writer: Bio | null = null;
@@ -53,7 +60,7 @@ export class ChunkCopy {
       return;
     }
     this.#start += this.#count;
-    if (this.#start < this.#range.sectorCount) this.#segment();
+    if (this.#start < this.range.sectorCount) this.#segment();
     else this.#finish(0, true);
   };
 
@@ -63,14 +70,12 @@ export class ChunkCopy {
    * @param done called once, with the errno and whether it was the writing that failed
    */
   run(
-    range: CopyRange,
     buffers: CopyBuffers,
     writer: Bio | null,
     writerStart: number,
     flags: number,
     done: (errno: number, writing: boolean) => void,
   ): void {
-    this.#range = range;
     this.#buffers = buffers;
     this.#writer = writer;
     this.#writerStart = writer === null ? 0 : writerStart;
@@ -92,10 +97,10 @@ export class ChunkCopy {
   }
 
   #segment(): void {
-    this.#count = Math.min(this.#range.sectorCount - this.#start, this.#buffers.byteLength / SECTOR_SIZE);
+    this.#count = Math.min(this.range.sectorCount - this.#start, this.#buffers.byteLength / SECTOR_SIZE);
     // A writer's data that fills its range needs no buffer, however long it is.
-    if (this.#writerStart <= this.#start && this.#writerEnd >= this.#range.sectorCount) {
-      this.#count = this.#range.sectorCount - this.#start;
+    if (this.#writerStart <= this.#start && this.#writerEnd >= this.range.sectorCount) {
+      this.#count = this.range.sectorCount - this.#start;
       this.#write();
     } else if (this.#overlapStart === 0 && this.#overlapEnd === this.#count) {
       this.#write();
@@ -107,14 +112,14 @@ export class ChunkCopy {
   }
 
   #read(): void {
-    const { from, fromSector } = this.#range;
+    const { from, fromSector } = this.range;
     const [overlapStart, overlapEnd] = [this.#overlapStart, this.#overlapEnd];
     const hasOverlap = overlapEnd > overlapStart;
     const first = hasOverlap && overlapStart === 0 ? overlapEnd : 0;
     const last = hasOverlap && overlapEnd === this.#count ? overlapStart : this.#count;
     const bio = this.#bio;
     bio.reset(REQ_OP_READ, 0, from, fromSector + this.#start + first, last - first);
-    this.#vecs.length = 0;
+    this.#clearVecs();
     this.#addBuffer(first, last);
     bio.vecs = this.#vecs;
     bio.onEnd = this.#onReadEnd;
@@ -124,24 +129,45 @@ export class ChunkCopy {
 
   #addBuffer(first: number, last: number): void {
     if (first === last) return;
-    const byteLength = (last - first) * SECTOR_SIZE;
-    this.#vecs.push({ page: this.#buffer!, offset: first * SECTOR_SIZE, byteLength });
+    this.#addVec(this.#buffer!, first * SECTOR_SIZE, (last - first) * SECTOR_SIZE);
+  }
+
+  #addVec(page: Uint8Array, offset: number, byteLength: number): void {
+    const vec = this.#spareVecs.pop();
+    if (vec === undefined) {
+      this.#vecs.push({ page, offset, byteLength });
+      return;
+    }
+    vec.page = page;
+    vec.offset = offset;
+    vec.byteLength = byteLength;
+    this.#vecs.push(vec);
+  }
+
+  #clearVecs(): void {
+    for (let vec = this.#vecs.pop(); vec !== undefined; vec = this.#vecs.pop()) {
+      vec.page = NO_PAGE;
+      if (this.#spareVecs.length < MAX_SPARE_VEC_COUNT) this.#spareVecs.push(vec);
+    }
   }
 
   #write(): void {
-    const { to, toSector } = this.#range;
+    const { to, toSector } = this.range;
     const [overlapStart, overlapEnd] = [this.#overlapStart, this.#overlapEnd];
     const bio = this.#bio;
     bio.reset(REQ_OP_WRITE, this.#flags, to, toSector + this.#start, this.#count);
-    this.#vecs.length = 0;
-    if (overlapEnd === overlapStart) {
+    this.#clearVecs();
+    if (overlapEnd - overlapStart === this.#count) {
+      // All of it is the writer's: its memory as it is.
+      shareMemory(bio, this.#writer!, (this.#start - this.#writerStart) * SECTOR_SIZE);
+    } else if (overlapEnd === overlapStart) {
       this.#addBuffer(0, this.#count);
     } else {
       this.#addBuffer(0, overlapStart);
       this.#addWriter(overlapStart, overlapEnd);
       this.#addBuffer(overlapEnd, this.#count);
     }
-    bio.vecs = this.#vecs;
+    if (this.#vecs.length > 0) bio.vecs = this.#vecs;
     bio.onEnd = this.#onWriteEnd;
     submitBio(bio);
   }
@@ -155,7 +181,7 @@ export class ChunkCopy {
       const vec = position.vecs[index]!;
       const byteLength = Math.min(left, vec.byteLength - offset);
       if (byteLength === 0) continue;
-      this.#vecs.push({ page: vec.page, offset: vec.offset + offset, byteLength });
+      this.#addVec(vec.page, vec.offset + offset, byteLength);
       left -= byteLength;
     }
     position.release();
@@ -165,7 +191,10 @@ export class ChunkCopy {
     const buffer = this.#buffer;
     this.#buffer = null;
     this.#writer = null;
-    this.#vecs.length = 0;
+    // Pooled, it keeps no device alive.
+    this.range.from = null;
+    this.range.to = null;
+    this.#clearVecs();
     this.#bio.vecs = NO_VECS;
     if (buffer !== null) this.#buffers.give(buffer);
     this.#done(errno, writing);

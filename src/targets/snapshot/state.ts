@@ -117,24 +117,22 @@ export class SnapshotState implements PendingOwner {
     pending.started = true;
     pending.writer = writer;
     this.#buffers ??= new CopyBuffers(this.chunkSectorCount * SECTOR_SIZE);
-    const range = this.#rangeOf(pending);
+    const { range } = pending.copy;
+    this.#fillRange(range, pending);
     const writerStart = writer === null ? 0 : writer.sector - range.fromSector;
     // A commit flushes the data first; where none follows at once, the write itself has to be durable.
     const flags = writer !== null && (this.#lazy || !(this.store instanceof PersistentStore)) ? writer.flags : 0;
-    pending.copy.run(range, this.#buffers, writer, writerStart, flags, pending.onFilled);
+    pending.copy.run(this.#buffers, writer, writerStart, flags, pending.onFilled);
   }
 
   /** The last chunk may reach past the origin's end: it is filled as far as the origin goes. */
-  #rangeOf(pending: PendingException): CopyRange {
+  #fillRange(range: CopyRange, pending: PendingException): void {
     const chunk = this.chunkSectorCount;
-    const fromSector = pending.oldChunk * chunk;
-    return {
-      from: this.origin,
-      fromSector,
-      to: this.store.device,
-      toSector: pending.newChunk * chunk,
-      sectorCount: Math.min(chunk, this.origin.sectorCount - fromSector),
-    };
+    range.from = this.origin;
+    range.fromSector = pending.oldChunk * chunk;
+    range.to = this.store.device;
+    range.toSector = pending.newChunk * chunk;
+    range.sectorCount = Math.min(chunk, this.origin.sectorCount - range.fromSector);
   }
 
   chunkFilled(pending: PendingException, errno: number, writing: boolean): void {
