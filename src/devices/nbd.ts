@@ -104,13 +104,10 @@ class Work {
  * @example
  * ```ts
  * import { DeviceMapper } from 'dmkit';
- * import { attachNbd } from 'dmkit/nbd';
  *
  * const dm = new DeviceMapper();
- * const remote = await attachNbd(dm, 'nbd://golden.example/debian');
- * const disk = await dm.create('overlay', `0 ${remote.device.sectorCount} linear ${remote.device.name} 0`);
+ * const disk = await dm.create('overlay', '0 204800 snapshot nbd://golden.example/debian overlay.cow P 16');
  * await dm.close();
- * await remote.close();
  * ```
  */
 export class NbdDevice implements BlockDevice {
