@@ -1,5 +1,5 @@
 // The persistent store: exceptions that outlive the table, in the layout of layout.ts.
-import { Bio, REQ_FUA, REQ_OP_WRITE, REQ_PREFLUSH } from '../../block/bio.ts';
+import { Bio, type BioVec, REQ_FUA, REQ_OP_WRITE, REQ_PREFLUSH } from '../../block/bio.ts';
 import { type BlockDevice, submitBio } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
@@ -24,6 +24,8 @@ export class PersistentStore implements ExceptionStore {
   readonly #services: TargetServices;
   readonly #lazy: boolean;
   readonly #bio = new Bio();
+  readonly #windowVecs: BioVec[] = [{ page: new Uint8Array(0), offset: 0, byteLength: 0 }];
+  readonly #onWindowWritten = (): void => this.#finish(this.#bio.status);
   readonly #ahead: AllocationAhead;
   #zeroing: RangeRequest | null = null;
   #valid = true;
@@ -40,6 +42,8 @@ export class PersistentStore implements ExceptionStore {
   #tail: Committable | null = null;
   /** In the window, and not known to be on the device. */
   #batch: Committable[] = [];
+  /** The list of a batch that is done with, for another. */
+  #spareBatch: Committable[] | null = null;
   // How many exceptions came for commit, and how many of these are durable.
   #cameCount = 0;
   #durableCount = 0;
@@ -232,8 +236,10 @@ export class PersistentStore implements ExceptionStore {
     const sector = areaChunk(this.#area, this.#perArea) * this.chunkSectorCount + window * windowSectorCount;
     const bio = this.#bio;
     bio.reset(REQ_OP_WRITE, REQ_PREFLUSH | REQ_FUA, this.device, sector, windowSectorCount);
-    bio.vecs = [{ page: bytes, offset: 0, byteLength: bytes.byteLength }];
-    bio.onEnd = () => this.#finish(bio.status);
+    this.#windowVecs[0]!.page = bytes;
+    this.#windowVecs[0]!.byteLength = bytes.byteLength;
+    bio.vecs = this.#windowVecs;
+    bio.onEnd = this.#onWindowWritten;
     submitBio(bio);
   }
 
@@ -245,7 +251,8 @@ export class PersistentStore implements ExceptionStore {
       return;
     }
     const batch = this.#batch;
-    this.#batch = [];
+    this.#batch = this.#spareBatch ?? [];
+    this.#spareBatch = null;
     if (status === 0) {
       this.commitCount++;
       this.#turnThePage();
@@ -255,6 +262,8 @@ export class PersistentStore implements ExceptionStore {
     for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);
     // Not before: who asks meanwhile is told when all of them know.
     this.#durableCount += batch.length;
+    batch.length = 0;
+    this.#spareBatch = batch;
     this.#tellFlushes(errno);
     this.#step();
   }
