@@ -68,6 +68,14 @@ interface UntilStep {
   text: string;
 }
 
+/** Writes bytes past everything, to damage what a target wrote: on a disk that no device holds. */
+export interface PokeStep {
+  verb: 'poke';
+  on: string;
+  byteOffset: number;
+  hex: string;
+}
+
 export interface WholeStep {
   verb: 'flush' | 'contents';
   on: string;
@@ -77,7 +85,16 @@ export interface BareStep {
   verb: (typeof BARE_VERBS)[number];
 }
 
-type AnyStep = IoStep | CreateStep | ControlStep | QueryStep | MessageStep | UntilStep | WholeStep | BareStep;
+type AnyStep =
+  | IoStep
+  | CreateStep
+  | ControlStep
+  | QueryStep
+  | MessageStep
+  | UntilStep
+  | PokeStep
+  | WholeStep
+  | BareStep;
 
 export type Step = AnyStep & {
   /** The case is wrong unless this step is refused. */
@@ -163,7 +180,13 @@ function parseWords(words: readonly string[], text: string | null, started: bool
   if (includes(QUERY_VERBS, verb)) return { verb, on, inactive: flag('inactive') } as QueryStep;
   if (verb === 'message') return { verb, on, sector: options[0] ?? '0', text: text ?? '' } as MessageStep;
   if (verb === 'until' && text !== null) return { verb, on, text };
+  if (verb === 'poke') return parsePoke(on, options[0] ?? '', text ?? '');
   return verb === 'flush' || verb === 'contents' ? ({ verb, on } as WholeStep) : null;
+}
+
+function parsePoke(on: string, byteOffset: string, hex: string): PokeStep | null {
+  if (!/^[0-9]+$/.test(byteOffset) || !/^(?:[0-9a-f]{2})+$/.test(hex)) return null;
+  return { verb: 'poke', on, byteOffset: Number(byteOffset), hex };
 }
 
 function parseIo(verb: RangeVerb, on: string, options: readonly string[], started: boolean): IoStep | null {
@@ -198,6 +221,7 @@ function formatWords(step: Step): string {
     const head = `${step.verb} ${step.on}${step.readOnly ? ' ro' : ''}`;
     return step.table === null ? head : head + TEXT_MARK + step.table;
   }
+  if ('hex' in step) return `poke ${step.on} ${step.byteOffset}${TEXT_MARK}${step.hex}`;
   if (step.verb === 'until') return `until ${step.on}${TEXT_MARK}${step.text}`;
   if ('text' in step) return `message ${step.on} ${step.sector}${TEXT_MARK}${step.text}`;
   if ('noflush' in step) return `${step.verb} ${step.on}${step.noflush ? ' noflush' : ''}`;

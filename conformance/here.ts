@@ -10,12 +10,14 @@ import type { Disk } from '../src/reactor/disk.ts';
 import { parseTable } from '../src/table/text.ts';
 import {
   type Case,
+  type ControlStep,
   type CreateStep,
   fullSteps,
   type IoStep,
   MAX_CONTENT_SECTOR_COUNT,
   type MessageStep,
   type Outcome,
+  type PokeStep,
   type QueryStep,
   retryBlockSize,
   type Step,
@@ -23,8 +25,8 @@ import {
 import { type Contents, Disks } from './disks.ts';
 import { noise, shortHash } from './noise.ts';
 
-/** How long `until` waits; the guest waits as long, but under emulation that is less. */
-const UNTIL_MILLISECONDS = 6000;
+/** How long `until` waits: image files may lie on a slow disk, where each run of a merge waits for it three times. */
+const UNTIL_MILLISECONDS = 60_000;
 
 export interface HereOptions {
   /** Of disks that do not hold what their line says: they come from the other side. */
@@ -89,7 +91,7 @@ class Run {
 
   async end(): Promise<void> {
     for (const device of this.#dm.mapper.list()) if (device.suspended) device.clear();
-    this.#dm.mapper.removeAll();
+    await this.#removeAll();
     await this.#dm.close();
   }
 
@@ -109,6 +111,8 @@ class Run {
           await disk.flush();
           return 'ok';
         });
+      case 'poke':
+        return this.#withDisk(step.on, (disk) => poke(disk, step));
       case 'contents':
         return this.#withDisk(step.on, (disk) => readContents(disk, retryBlockSize(this.#one)));
       case 'until':
@@ -116,7 +120,7 @@ class Run {
       case 'finish':
         return (await this.#started) ?? 'ok';
       case 'remove-all':
-        return this.#dm.mapper.removeAll().length === 0 ? 'ok' : 'some were left';
+        return (await this.#removeAll()) === 0 ? 'ok' : 'some were left';
       case 'handover':
         return 'ok';
       case 'tables':
@@ -137,8 +141,7 @@ class Run {
         mapper.load(mapper.get(step.on), parseTable(this.#resolve(step as CreateStep)), step as CreateStep);
         return 'ok';
       case 'resume':
-        await this.#dm.resume(step.on, step as { noflush: boolean });
-        return 'ok';
+        return this.#resume(step as ControlStep);
       case 'suspend':
         await this.#dm.suspend(step.on, step as { noflush: boolean });
         return 'ok';
@@ -152,6 +155,29 @@ class Run {
         return this.#message(step as MessageStep);
       default:
         return this.#query(step as QueryStep);
+    }
+  }
+
+  /** From the top down, each when the one before is gone. @returns how many are left */
+  async #removeAll(): Promise<number> {
+    const { mapper } = this.#dm;
+    for (;;) {
+      const unused = mapper.list().find((device) => device.openCount === 0);
+      if (unused === undefined) return mapper.list().length;
+      await this.#remove(unused.dmName);
+    }
+  }
+
+  async #resume({ on, noflush }: ControlStep): Promise<string> {
+    const { table, inactiveTable } = this.#dm.mapper.get(on);
+    try {
+      await this.#dm.resume(on, { noflush });
+      return 'ok';
+    } catch (error) {
+      // Without a table there is no target to give a reason.
+      const isReason = error instanceof DmError && !(error instanceof TableError);
+      if (!isReason || (table === null && inactiveTable === null)) throw error;
+      return `${error.code}: ${error.message}`;
     }
   }
 
@@ -276,6 +302,17 @@ class Run {
         });
     }
   }
+}
+
+async function poke(disk: Disk, { byteOffset, hex }: PokeStep): Promise<string> {
+  const bytes = Buffer.from(hex, 'hex');
+  const unit = disk.device.limits.logicalBlockSize;
+  const start = Math.floor(byteOffset / unit) * unit;
+  const end = Math.ceil((byteOffset + bytes.byteLength) / unit) * unit;
+  const around = await disk.read(start / 512, (end - start) / 512);
+  around.set(bytes, byteOffset - start);
+  await disk.write(start / 512, around);
+  return 'ok';
 }
 
 function attempt<Result>(stage: string, work: () => Result): Result {

@@ -20,9 +20,15 @@ export async function judgeHere(
   kernel: Outcome,
   tally: Tally,
 ): Promise<{ here: Outcome; problems: string[] }> {
-  const here = await runHere(one);
-  const problems = compare(one, kernel, here, tally);
-  problems.push(...(await continueHere(one, kernel, tally)));
+  let here: Outcome = { answers: [], disks: {}, states: [] };
+  const problems: string[] = [];
+  try {
+    here = await runHere(one);
+    problems.push(...compare(one, kernel, here, tally), ...(await continueHere(one, kernel, tally)));
+  } catch (error) {
+    // What the kernel did is not lost for it.
+    problems.push(`dmkit: ${(error as Error).stack}`);
+  }
   return { here, problems };
 }
 
@@ -38,7 +44,7 @@ export async function judge(kernel: Kernel, cases: readonly Case[], tally: Tally
     verdict.recorded.push({ one, kernel: theirs });
     const judged = await judgeHere(one, theirs, tally);
     problems.set(one, judged.problems);
-    if (theirs.states.length > 0) handed.push({ one, theirs, here: judged.here });
+    if (judged.here.states.length > 0) handed.push({ one, theirs, here: judged.here });
   }
   await judgeOurDisks(kernel, handed, problems, verdict, tally);
   for (const [one, found] of problems) {

@@ -68,9 +68,14 @@ function runAt(buffer: Buffer, at: number, sectorCount: number): { text: string;
     return { text: `z${count}`, sectorCount: count };
   }
   const number = sector.readUInt32LE(0);
-  if (!sector.equals(noise(number, 1))) return { text: `=${sector.toString('base64')}`, sectorCount: 1 };
+  if (!sector.equals(noise(number, 1))) return { text: `=${withoutEnd(sector).toString('base64')}`, sectorCount: 1 };
   while (at + count < sectorCount && sectorAt(buffer, at + count).equals(noise(number + count, 1))) count++;
   return { text: `n${number}+${count}`, sectorCount: count };
+}
+
+/** Zeroes at the end are left out. */
+function withoutEnd(sector: Buffer): Buffer {
+  return sector.subarray(0, sector.findLastIndex((byte) => byte !== 0) + 1);
 }
 
 /** The content behind {@link packContent}'s text. */
@@ -80,7 +85,7 @@ export function unpackContent(text: string): Uint8Array {
 
 function unpackRun(run: string): Uint8Array {
   const rest = run.slice(1);
-  if (run[0] === '=') return Buffer.from(rest, 'base64');
+  if (run[0] === '=') return Buffer.concat([Buffer.from(rest, 'base64'), Buffer.alloc(SECTOR_SIZE)], SECTOR_SIZE);
   if (run[0] === 'z') return new Uint8Array(Number(rest) * SECTOR_SIZE);
   const [first, count] = rest.split('+').map(Number);
   return noise(first!, count!);

@@ -68,15 +68,22 @@ function rename(text: string, names: ReadonlyMap<string, string>): string {
 }
 
 // What the kernel says beside the reason: that the load failed, and a warning that does not make it fail.
-const REMARKS =
-  /^(?:error adding target to table$|unable to set up device queue|adding target device .* alignment inconsist)/;
+const REMARKS = [
+  /^error adding target to table$/,
+  /^unable to set up device queue/,
+  /^adding target device .* alignment inconsist/,
+  /: preresume failed, error = -[0-9]+$/,
+];
 
-/** The reason that the kernel logged for refusing a table, or an empty string. */
+// A target may refuse a resume; snapshots say why under a name of their own, among remarks about what goes on.
+const REASON = /device-mapper: (?:(?:table|ioctl): (?:253:[0-9]+: )?|snapshots: (?=Unable to ))(.*)$/;
+
+/** The reason that the kernel logged for refusing a table or a resume, or an empty string. */
 function loggedReason(log: readonly string[], names: ReadonlyMap<string, string>): string {
   const reasons: string[] = [];
   for (const line of log) {
-    const text = /device-mapper: (?:table|ioctl): (?:253:[0-9]+: )?(.*)$/.exec(line)?.[1];
-    if (text === undefined || REMARKS.test(text)) continue;
+    const text = REASON.exec(line)?.[1];
+    if (text === undefined || REMARKS.some((remark) => remark.test(text))) continue;
     reasons.push(rename(text, names));
   }
   return reasons.join('; ');
@@ -137,7 +144,7 @@ export function answerOf(
 }
 
 function isIo(step: Step): boolean {
-  return 'sectorCount' in step || step.verb === 'flush' || step.verb === 'finish';
+  return 'sectorCount' in step || step.verb === 'flush' || step.verb === 'poke' || step.verb === 'finish';
 }
 
 /** Why the guest's word on a case cannot be used, or null. */

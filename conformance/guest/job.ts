@@ -74,6 +74,8 @@ k() { node $1 $2 && { /sbin/dd if=$2 of=$R bs=1048576 count=1 seek=$3 iflag=dire
 t() { node $1 $2 && { /sbin/blkdiscard -f -o $3 -l $4 $2 >&3 2>&1; end; }; }
 p() { node $1 $2 && { /sbin/fallocate -p -o $3 -l $4 $2 >&3 2>&1; end; }; }
 z() { node $1 $2 && { /sbin/fallocate -z -o $3 -l $4 $2 >&3 2>&1; end; }; }
+x() { node $1 $2 && { printf "$4" | /sbin/dd of=$2 bs=65536 seek=$3 iflag=fullblock oflag=seek_bytes conv=notrunc,fsync \\
+  status=none >&3 2>&1; end; }; }
 y() { node $1 $2 && { /sbin/sync $2 >&3 2>&1; end; }; }
 bg() { ("$@") 3>/run/bg & b=$!; sleep 0.3; }
 fg() { wait $b; cat /run/bg >&3; }
@@ -132,6 +134,12 @@ function caseLines(job: Job, planned: PlannedCase): string[] {
   return [...lines, ...closing];
 }
 
+/** Bytes as the shell's printf takes them. */
+function octal(hex: string): string {
+  const bytes = [...Buffer.from(hex, 'hex')];
+  return bytes.map((byte) => `\\${byte.toString(8).padStart(3, '0')}`).join('');
+}
+
 function takeSlot(job: Job, planned: PlannedCase, number: number, byteLength: number): Slot {
   const slot = { byteOffset: job.resultByteLength, byteLength };
   job.resultByteLength += Math.ceil(byteLength / 4096) * 4096;
@@ -148,6 +156,8 @@ function stepLines(job: Job, planned: PlannedCase, number: number, step: Step): 
     }
     case 'until':
       return [`u ${number} ${quote(step.on)} ${quote(step.text)}`];
+    case 'poke':
+      return [`x ${number} ${pathOf(planned, step.on)} ${step.byteOffset} '${octal(step.hex)}'`];
     case 'flush':
       return [`y ${number} ${pathOf(planned, step.on)}`];
     case 'remove-all':

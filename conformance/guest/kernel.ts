@@ -19,7 +19,7 @@ import type { Outcome } from '../case.ts';
 import { diskContent, noise, PAYLOAD_SECTOR_COUNT, shortHash } from '../noise.ts';
 import { answerOf, parseAnswers, type RawCase, troubleOf } from './answers.ts';
 import { type GuestCase, type Job, NODES, type Place, type PlannedCase, planJob } from './job.ts';
-import { boot, chooseAccelerator } from './qemu.ts';
+import { type BootOptions, boot, chooseAccelerator } from './qemu.ts';
 
 /** Which kernel answered. */
 export interface GuestVersion {
@@ -41,6 +41,7 @@ const BOOT_SECONDS = 120;
 /** Where KVM works, a guest is up in two. */
 const KVM_TRIAL_SECONDS = 20;
 const SECONDS_A_CASE = 8;
+const KILL_POLL_MILLISECONDS = 20;
 
 /** Where kernel packages and the guest are kept: $DMKIT_CACHE, or ~/.cache/dmkit. */
 export function cacheFolder(): string {
@@ -98,6 +99,42 @@ export class Kernel {
     return run;
   }
 
+  /**
+   * Kills the guest `milliseconds` after the case's first `stepCount` steps. What it had written by then is on the disks,
+   * as after a power failure of a machine whose disks have no caches.
+   */
+  async runKilled(guestCase: GuestCase, stepCount: number, milliseconds: number): Promise<KilledRun> {
+    const job = planJob([guestCase]);
+    const folder = mkdtempSync(join(cacheFolder(), 'boot-'));
+    const steps = () => {
+      const path = join(folder, 'answers.log');
+      return [
+        ...(parseAnswers(existsSync(path) ? readFileSync(path, 'latin1') : '')
+          .cases.get(0)
+          ?.steps.values() ?? []),
+      ];
+    };
+    let poll: NodeJS.Timeout | undefined;
+    const onStart = (kill: () => void): void => {
+      poll = setInterval(() => {
+        if (steps().length <= stepCount) return;
+        clearInterval(poll);
+        setTimeout(kill, milliseconds);
+      }, KILL_POLL_MILLISECONDS);
+    };
+    await boot({ ...prepareBoot(job, folder, this.#accelerator), limitSeconds: BOOT_SECONDS, onStart });
+    clearInterval(poll);
+    const [planned] = job.cases;
+    const contents: Record<string, Uint8Array> = {};
+    for (const disk of guestCase.one.disks) {
+      const place = planned!.places.get(disk.name)!;
+      contents[disk.name] = readAt(join(folder, place.image), place.firstSector * 512, disk.sectorCount * 512);
+    }
+    const endedCount = steps().filter((step) => step.code === '0').length;
+    rmSync(folder, { recursive: true, force: true });
+    return { endedCount, contents };
+  }
+
   async #runBoot(cases: readonly GuestCase[], start: number, end: number, run: KernelRun): Promise<void> {
     const before = performance.now();
     const job = planJob(cases.slice(start, end));
@@ -110,6 +147,13 @@ export class Kernel {
   }
 }
 
+/** What a guest that was killed had done. */
+interface KilledRun {
+  /** Steps that had ended. */
+  endedCount: number;
+  contents: Record<string, Uint8Array>;
+}
+
 interface JobRun {
   outcomes: (Outcome | null)[];
   trouble: string | null;
@@ -118,13 +162,22 @@ interface JobRun {
 /** One boot. Its folder stays when something went wrong, with `keep`. */
 async function runJob(job: Job, accelerator: 'kvm' | 'tcg', limitSeconds: number, keep = true): Promise<JobRun> {
   const folder = mkdtempSync(join(cacheFolder(), 'boot-'));
+  const failure = await boot({ ...prepareBoot(job, folder, accelerator), limitSeconds });
+  const run = readJob(job, folder, failure);
+  if (run.trouble === null || !keep) rmSync(folder, { recursive: true, force: true });
+  else run.trouble += `\n  what the guest wrote is in ${folder}`;
+  return run;
+}
+
+/** Fills the folder of a boot. */
+function prepareBoot(job: Job, folder: string, accelerator: 'kvm' | 'tcg'): Omit<BootOptions, 'limitSeconds'> {
   const path = (name: string) => join(folder, name);
   writeFileSync(path('job'), job.script);
   padToSector(path('job'), job.script);
   writeFileSync(path('payload'), noise(0, PAYLOAD_SECTOR_COUNT));
   makeSparse(path('results'), Math.max(job.resultByteLength, 4096));
   for (const image of Object.keys(NODES) as Place['image'][]) fillDisks(path(image), image, job);
-  const failure = await boot({
+  return {
     guestFolder: join(cacheFolder(), 'guest'),
     accelerator,
     folder,
@@ -136,12 +189,7 @@ async function runJob(job: Job, accelerator: 'kvm' | 'tcg', limitSeconds: number
       { path: path('disk512') },
       { path: path('disk4096'), blockSize: 4096 },
     ],
-    limitSeconds,
-  });
-  const run = readJob(job, folder, failure);
-  if (run.trouble === null || !keep) rmSync(folder, { recursive: true, force: true });
-  else run.trouble += `\n  what the guest wrote is in ${folder}`;
-  return run;
+  };
 }
 
 function padToSector(path: string, text: string): void {

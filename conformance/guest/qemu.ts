@@ -13,6 +13,8 @@ export interface BootOptions {
   /** In the order of their nodes, vda first. */
   drives: readonly { path: string; readOnly?: boolean; blockSize?: number }[];
   limitSeconds: number;
+  /** Gets what kills the guest, as if its power failed; then there is no telling what went wrong. */
+  onStart?: (kill: () => void) => void;
 }
 
 const MEMORY_MIB = 384;
@@ -40,6 +42,7 @@ export async function boot(options: BootOptions): Promise<string | null> {
   const child = spawn('qemu-system-x86_64', qemuArguments(options), { stdio: ['ignore', 'ignore', 'pipe'] });
   const stop = () => child.kill('SIGKILL');
   process.once('exit', stop);
+  options.onStart?.(stop);
   try {
     return await ended(child, options.limitSeconds);
   } finally {
