@@ -4,8 +4,8 @@
 //   1. suspend the overlay                                                1. load snapshot-merge into the overlay
 //   2. load snapshot-merge into the origin's device, resume it            2. resume it
 //   3. wait                                                               3. wait
-//   4. load snapshot-origin again, resume it                              4. remove it
-//   5. remove the overlay
+//   4. remove the overlay                                                 4. remove it
+//   5. load snapshot-origin again, resume it
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -44,7 +44,7 @@ export class Merging {
   async run(overlay: SnapshotStatus): Promise<string> {
     const merging = await this.#begin(overlay);
     await this.#wait(merging);
-    await this.#finish(merging, overlay);
+    await this.#finish(merging);
     return overlay.cow;
   }
 
@@ -130,6 +130,8 @@ export class Merging {
       throw new DmError(Errno.EBUSY, `the merge has failed, and begins again only when nobody uses it: ${message}`);
     }
     const { name } = merging;
+    // A store has two lines at the most.
+    await this.#removeOthers(merging);
     const [again, through] = [await this.#line(merging, 'snapshot-merge'), await this.#line(merging, 'snapshot')];
     await this.#swap(name, through);
     await this.#swap(name, again);
@@ -157,19 +159,24 @@ export class Merging {
     }
   }
 
-  async #finish(merging: string, overlay: SnapshotStatus): Promise<void> {
-    const [status] = await this.#control.call('snapshots', { device: { name: merging } });
+  async #finish(merging: string): Promise<void> {
+    const device = { name: merging };
+    const [status] = await this.#control.call('snapshots', { device });
+    await this.#removeOthers(status!);
     if (isOverlayUuid(status!.uuid)) {
-      await this.#remove(status!);
-    } else {
-      const { sector, sectorCount, origin } = status!;
-      await this.#swap(merging, [{ sector, sectorCount, type: 'snapshot-origin', params: escapeArgument(origin) }]);
+      await this.#control.call('remove', { device });
+      return;
     }
-    if (overlay.name !== merging) await this.#remove(overlay);
+    const { sector, sectorCount, origin } = status!;
+    await this.#swap(merging, [{ sector, sectorCount, type: 'snapshot-origin', params: escapeArgument(origin) }]);
   }
 
-  async #remove({ name }: SnapshotStatus): Promise<void> {
-    await this.#control.call('remove', { device: { name } });
+  /** Overlays that have handed their store over to the merge. */
+  async #removeOthers(merging: SnapshotStatus): Promise<void> {
+    const { overlays } = await this.#control.call('snapshotUsers', { cow: merging.cow });
+    for (const name of overlays) {
+      if (name !== merging.name) await this.#control.call('remove', { device: { name } });
+    }
   }
 }
 
