@@ -159,7 +159,13 @@ export class RemoteDevices {
     const { onState, ...options } = this.#options;
     const tell = (state: NbdLinkState, error: DmError | null): void => onState?.(name, state, error);
     const device = await connectNbdDevice(this.#host.loop, name, { ...options, onState: tell });
-    this.#host.devices.register(name, device, () => this.#closeUnused(name));
+    try {
+      this.#host.devices.register(name, device, () => this.#closeUnused(name));
+    } catch (error) {
+      // The program has attached it meanwhile.
+      await new Promise<void>((resolve) => device.close(resolve));
+      throw error;
+    }
     remote.device = device;
   }
 

@@ -177,6 +177,27 @@ describe('a load that is refused', () => {
     });
   });
 
+  it('because the program attached the same URI meanwhile keeps that one connection', async () => {
+    const server = await serve();
+    const dm = mapper();
+    const table = `0 8 linear ${server.uri} 0`;
+    const [created, attached] = await Promise.allSettled([
+      dm.create('d', table),
+      attachNbd(dm, server.uri, { connectionCount: 1 }),
+    ]);
+    expect([created.status, attached.status].sort()).toEqual(['fulfilled', 'rejected']);
+    const { reason } = [created, attached].find(({ status }) => status === 'rejected') as PromiseRejectedResult;
+    expect(reason).toMatchObject({ code: 'EEXIST' });
+    expect(namesOf(dm)).toEqual([server.uri]);
+    if (attached.status === 'fulfilled') {
+      await expect.poll(server.connectionCount).toBe(1);
+      await dm.create('d', table);
+      await dm.remove('d');
+      await attached.value.close();
+    } else await dm.remove('d');
+    await expect.poll(server.connectionCount).toBe(0);
+  });
+
   it('because the device was removed meanwhile lets the connection go', async () => {
     const server = await serve();
     let letThrough = (): void => {};
