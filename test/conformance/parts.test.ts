@@ -36,6 +36,7 @@ describe('the text of a case', () => {
     'flush x',
     'contents a',
     'until x :: 16/16 0 AA',
+    'poke c 8 :: 02000000',
     'deps x inactive',
     'info x',
     'tables',

@@ -19,25 +19,30 @@ export class EngineWorld {
 
   /** Makes a device, loads `table` and resumes it. */
   async create(name: string, table: string): Promise<Disk> {
+    const device = this.mapper.create(name);
+    try {
+      await this.load(name, table);
+    } catch (error) {
+      this.mapper.remove(device);
+      throw error;
+    }
+    return new Disk(device, () => {});
+  }
+
+  /** Loads `table` into a device and makes it live. */
+  async load(name: string, table: string): Promise<void> {
+    const device = this.mapper.get(name);
     for (let attempt = 0; ; attempt++) {
-      const device = this.mapper.create(name);
       try {
-        await this.load(name, table);
-        return new Disk(device, () => {});
+        this.mapper.load(device, table);
+        break;
       } catch (error) {
-        this.mapper.remove(device);
-        // Whoever had the files before may still be about to close them.
+        // Whoever had the files before may still have requests in flight on them, and then closes them.
         if (attempt === 100 || (error as { code?: string }).code !== 'EBUSY') throw error;
       }
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
-  }
-
-  /** Loads `table` into a device and makes it live. */
-  load(name: string, table: string): Promise<void> {
-    const device = this.mapper.get(name);
-    this.mapper.load(device, table);
-    return new Promise((resolve, reject) => {
+    await new Promise<void>((resolve, reject) => {
       device.resume({}, (error) => (error === null ? resolve() : reject(error)));
     });
   }

@@ -18,9 +18,17 @@ const world = {
     await world.load(name, table);
     return new Disk(mapper.get(name), () => {});
   },
-  load(name, table) {
-    mapper.load(mapper.get(name), table);
-    return new Promise((resolve, reject) => {
+  async load(name, table) {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        mapper.load(mapper.get(name), table);
+        break;
+      } catch (error) {
+        if (attempt === 100 || error.code !== 'EBUSY') throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    await new Promise((resolve, reject) => {
       mapper.get(name).resume({}, (error) => (error === null ? resolve() : reject(error)));
     });
   },
