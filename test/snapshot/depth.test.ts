@@ -90,5 +90,10 @@ describe('the depth of an extent', () => {
     const overlay = all.activate('o', `0 ${SECTOR_COUNT} snapshot golden small P 8`);
     expect(all.write(overlay, 0, 16, 1)).toBe(Errno.EIO);
     expect(depths(overlay)).toBe(Errno.EIO);
+    // A merge of it has nothing to merge, and is the origin.
+    all.remove(overlay);
+    const merge = all.activate('m', `0 ${SECTOR_COUNT} snapshot-merge golden small P 8`);
+    expect(merge.lines('info')).toEqual([`0 ${SECTOR_COUNT} snapshot-merge Invalid`]);
+    expect(depths(merge)).toEqual([[SECTOR_COUNT, 0]]);
   });
 });

@@ -101,7 +101,12 @@ export const snapshotMerge: TargetType<Merge> = {
     visit(cow, 0, cow.sectorCount);
   },
 
-  queryExtent: (target, sector, sectorCount, done) => target.context.snapshot.queryExtent(sector, sectorCount, done),
+  /** Of an invalid store everything is the origin's, as its requests are. */
+  queryExtent(target, sector, sectorCount, done) {
+    const { snapshot } = target.context;
+    if (snapshot.valid) snapshot.queryExtent(sector, sectorCount, done);
+    else queryExtent(snapshot.origin.device, sector, sectorCount, done);
+  },
   syncObstacle: (target) => (target.context.running ? 'chunks are being merged, turn by turn' : null),
   presuspend: (target) => target.context.stop(),
   presuspendUndo: (target) => target.context.start(),
