@@ -22,6 +22,12 @@ export interface TransportHandler {
   onEnd(): void;
   /** Everything given to `send` has left this process. */
   onDrain(): void;
+  /**
+   * Something can be fetched with `fetch`. Comes only after `startPull`.
+   *
+   * @returns whether everything was answered, so that it pays to wait a moment for the next
+   */
+  onReadable?(): boolean;
   /** The connection is gone, whoever ended it; `error` says why where something failed. Comes exactly once. */
   onClose(error: Error | null): void;
 }
@@ -46,6 +52,33 @@ export interface Transport {
    * it is called once, also when the connection fails.
    */
   send(chunks: readonly Uint8Array[], onSent: () => void): void;
+  /**
+   * Sends what can leave at once, and none of it while something waits before it; the memory is the caller's again.
+   * Absent where nothing can.
+   *
+   * @returns how many bytes left
+   */
+  sendNow?(page: Uint8Array, offset: number, byteLength: number): number;
+  /**
+   * From some moment on the handler fetches what arrives: `onReadable` says that there is something, and `onData` comes no
+   * more. Until then, and for ever where the transport can't, it goes on with `onData`. Absent where it never can.
+   */
+  startPull?(): void;
+  /**
+   * Fetches what has arrived, as much as there is room for: first into `page`, the rest into `nextPage`.
+   *
+   * @returns how many bytes; 0 where there is nothing now. The end and failures come as `onEnd` and `onClose`, in this
+   *   call or later
+   */
+  fetch?(page: Uint8Array, offset: number, byteLength: number): number;
+  fetchTwo?(
+    page: Uint8Array,
+    offset: number,
+    byteLength: number,
+    nextPage: Uint8Array,
+    nextOffset: number,
+    nextByteLength: number,
+  ): number;
   /** Stops reading from the peer, so that its own buffers fill and it waits. */
   pause(): void;
   resume(): void;

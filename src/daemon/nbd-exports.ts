@@ -85,6 +85,7 @@ class CountedTransport implements Transport {
       },
       onEnd: () => handler.onEnd(),
       onDrain: () => handler.onDrain(),
+      onReadable: () => handler.onReadable?.() ?? false,
       onClose: (error) => {
         this.#closed = true;
         handler.onClose(error);
@@ -105,6 +106,29 @@ class CountedTransport implements Transport {
     this.#inner.send(chunks, onSent);
     // An export may be chosen in a turn of its own, when a full queue had to wait: the answer to it comes through here.
     if (this.#device === null) this.#loop.wake(() => this.#look());
+  }
+
+  sendNow(page: Uint8Array, offset: number, byteLength: number): number {
+    return this.#inner.sendNow?.(page, offset, byteLength) ?? 0;
+  }
+
+  startPull(): void {
+    this.#inner.startPull?.();
+  }
+
+  fetch(page: Uint8Array, offset: number, byteLength: number): number {
+    return this.#inner.fetch?.(page, offset, byteLength) ?? 0;
+  }
+
+  fetchTwo(
+    page: Uint8Array,
+    offset: number,
+    byteLength: number,
+    nextPage: Uint8Array,
+    nextOffset: number,
+    nextByteLength: number,
+  ): number {
+    return this.#inner.fetchTwo?.(page, offset, byteLength, nextPage, nextOffset, nextByteLength) ?? 0;
   }
 
   pause(): void {

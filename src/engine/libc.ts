@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import { createRequire } from 'node:module';
 import { endianness } from 'node:os';
 import { isMainThread } from 'node:worker_threads';
+import type { SocketLibrary } from './socket-calls.ts';
 import type { UringCalls } from './uring.ts';
 
 /** What a call on another thread ends with: its result, and errno where that is negative. */
@@ -32,6 +33,8 @@ export interface Libc {
   readonly statx: ((fd: number, path: number, flags: number, mask: number, result: number) => number) | null;
   /** The calls of rings, looked up at the first use; null where koffi can't watch a descriptor. */
   uring(): UringCalls | null;
+  /** The calls of sockets, likewise. */
+  sockets(): SocketLibrary | null;
   /** Of the last call above that was negative. */
   errno(): number;
   /** Address of the first byte of `buffer`, which the caller keeps alive. */
@@ -106,10 +109,55 @@ function keepLoaded(koffi: Koffi): boolean {
   return Number(dlopen(path, RTLD_LAZY_NOLOAD_NODELETE)) !== 0;
 }
 
+/** Whether koffi's watches can be used in this thread. */
+function canWatch(koffi: Koffi): boolean {
+  return koffi.node?.poll !== undefined && (isMainThread || keepLoaded(koffi));
+}
+
+const F_DUPFD_CLOEXEC = 1030;
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+const EPOLL_CLOEXEC = 0o2000000;
+const MSG_DONTWAIT_NOSIGNAL = 0x4040;
+
+function bindSockets(koffi: Koffi): SocketLibrary | null {
+  if (!canWatch(koffi)) return null;
+  const library = koffi.load(null);
+  const fcntl = library.func('int fcntl(int fd, int command, uintptr_t argument)');
+  const recv = library.func('int64_t recv(int fd, uintptr_t buffer, size_t length, int flags)');
+  const readv = library.func('int64_t readv(int fd, uintptr_t iovec, int count)');
+  const send = library.func('int64_t send(int fd, uintptr_t buffer, size_t length, int flags)');
+  const setsockopt = library.func('int setsockopt(int fd, int level, int name, uintptr_t value, unsigned int length)');
+  const epollCreate = library.func('int epoll_create1(int flags)');
+  const epollControl = library.func('int epoll_ctl(int poll, int operation, int fd, uintptr_t event)');
+  const epollWait = library.func('int epoll_wait(int poll, uintptr_t events, int count, int timeout)');
+  const close = library.func('int close(int fd)');
+  const orErrno = (result: number): number => (result < 0 ? -koffi.errno() : result);
+  return {
+    duplicate: (fd) => orErrno(fcntl(fd, F_DUPFD_CLOEXEC, 3)),
+    receive: (fd, address, byteLength) => orErrno(recv(fd, address, byteLength, MSG_DONTWAIT_NOSIGNAL)),
+    receiveVector: (fd, iovec, count) => orErrno(readv(fd, iovec, count)),
+    send: (fd, address, byteLength) => orErrno(send(fd, address, byteLength, MSG_DONTWAIT_NOSIGNAL)),
+    setSendBufferByteLength(fd, byteLength) {
+      const value = new Int32Array([byteLength]);
+      const result = orErrno(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, Number(koffi.address(value)), 4));
+      // Read here as well, so that the memory is alive during the call.
+      return value.byteLength === 4 ? result : 0;
+    },
+    makePoll: () => orErrno(epollCreate(EPOLL_CLOEXEC)),
+    controlPoll: (poll, operation, fd, event) => orErrno(epollControl(poll, operation, fd, event)),
+    waitPoll: (poll, events, count, timeout) => orErrno(epollWait(poll, events, count, timeout)),
+    watch: (fd, callback) => koffi.node!.poll!(fd, callback),
+    close: (fd) => {
+      close(fd);
+    },
+  };
+}
+
 function bindUring(koffi: Koffi): UringCalls | null {
   const poll = koffi.node?.poll;
   if (poll === undefined || koffi.view === undefined) return null;
-  if (!isMainThread && !keepLoaded(koffi)) return null;
+  if (!canWatch(koffi)) return null;
   const view = koffi.view;
   const library = koffi.load(null);
   const setup = library.func('long syscall(long number, unsigned int entries, uintptr_t parameters)');
@@ -156,6 +204,7 @@ function bind(koffi: Koffi): Libc {
   const fallocate = library.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)');
   const ioctl = library.func('int ioctl(int fd, unsigned long request, uintptr_t argument)');
   let uring: UringCalls | null | undefined;
+  let sockets: SocketLibrary | null | undefined;
   const onThread = (done: LibcCallback) => (error: unknown, result: number) =>
     done(error === null ? result : -1, error === null ? koffi.errno() : 5);
   return {
@@ -175,6 +224,10 @@ function bind(koffi: Koffi): Libc {
     uring: () => {
       if (uring === undefined) uring = bindUring(koffi);
       return uring;
+    },
+    sockets: () => {
+      if (sockets === undefined) sockets = bindSockets(koffi);
+      return sockets;
     },
     errno: () => koffi.errno(),
     addressOf: (buffer) => Number(koffi.address(new Uint8Array(buffer))),

@@ -42,8 +42,20 @@ export const MAX_FREE_BYTE_LENGTH = 64 * 1024 * 1024;
 /** A piece of reply memory: 64 replies with 4 KiB each, so that one turn of a busy client stays in the processor's cache. */
 export const ARENA_BYTE_LENGTH = 264 * 1024;
 
+/** What one call receives at the most: 64 WRITEs of 4 KiB, for the same reason. */
+export const INBOX_BYTE_LENGTH = 264 * 1024;
+
+/**
+ * Received beside the rest of a WRITE's data, or at once where the last WRITE was long: the next header and little more,
+ * for the data behind it goes straight to its place.
+ */
+export const HEADER_AHEAD_BYTE_LENGTH = 512;
+
+/** A WRITE whose data is long enough to be received by a call of its own, and not worth a copy. */
+export const LONG_WRITE_BYTE_LENGTH = 32 * 1024;
+
 /** Replies are handed to the socket at least this often within one turn, so that the client works while we do. */
-export const MAX_BATCH_BYTE_LENGTH = 256 * 1024;
+export const MAX_BATCH_BYTE_LENGTH = 64 * 1024;
 
 /**
  * A piece of a long WRITE: given to the device when it is there, so that 64 MiB of data need a few of these. Of a length

@@ -43,6 +43,8 @@ export interface Phase {
    * @returns where it stopped: the chunk's end, or earlier when it has to wait (or another phase goes on)
    */
   consume(chunk: Uint8Array, offset: number): number;
+  /** Fetches what has arrived and takes it, as far as it can now. @returns whether the rest has to wait */
+  pull(): boolean;
   /** After the last consume of a turn. */
   afterTurn(): void;
   /** What was sent has left. */
@@ -64,6 +66,9 @@ export class Connection implements TransportHandler {
   #processing = false;
   #scheduled = false;
   #paused = false;
+  /** What the phase fetched has to wait, or what it might fetch. */
+  #pullWaits = false;
+  #isReadable = false;
   /** Nothing more is read: the client said goodbye or hung up. */
   #inputEnded = false;
   #outputEnded = false;
@@ -82,6 +87,11 @@ export class Connection implements TransportHandler {
 
   get isInTransmission(): boolean {
     return this.entry !== null;
+  }
+
+  /** Nothing more is read. */
+  get isInputEnded(): boolean {
+    return this.#inputEnded;
   }
 
   get isClosed(): boolean {
@@ -111,6 +121,12 @@ export class Connection implements TransportHandler {
     if (this.#backlog.length === 1) this.process();
   }
 
+  onReadable(): boolean {
+    this.#isReadable = true;
+    this.process();
+    return this.isQuiet && !this.#scheduled && !this.#inputEnded;
+  }
+
   onEnd(): void {
     this.finish();
   }
@@ -133,6 +149,10 @@ export class Connection implements TransportHandler {
     this.#processing = true;
     this.#guard(() => {
       this.#consumeBacklog();
+      if ((this.#isReadable || this.#pullWaits) && this.#backlog.length === 0 && !this.#closed && !this.#inputEnded) {
+        this.#isReadable = false;
+        this.#pullWaits = this.#phase.pull();
+      }
       this.#phase.afterTurn();
     });
     this.#processing = false;
@@ -156,7 +176,7 @@ export class Connection implements TransportHandler {
 
   #afterProcessing(): void {
     if (this.#inputEnded) this.#backlog = [];
-    const mustWait = this.#backlog.length > 0;
+    const mustWait = this.#backlog.length > 0 || (this.#pullWaits && !this.#inputEnded);
     if (mustWait !== this.#paused && !this.#closed) {
       this.#paused = mustWait;
       if (mustWait) this.transport.pause();
@@ -177,6 +197,11 @@ export class Connection implements TransportHandler {
     this.process();
   };
 
+  /** Something that has arrived waits. */
+  get hasBacklog(): boolean {
+    return this.#backlog.length > 0 || this.#pullWaits;
+  }
+
   get isProcessing(): boolean {
     return this.#processing;
   }
@@ -194,6 +219,7 @@ export class Connection implements TransportHandler {
     this.#stopTimer();
     this.entry = entry;
     this.#phase = new Transmission(this, entry, negotiation);
+    this.transport.startPull?.();
   }
 
   /** Reads nothing more, answers what is on its way, then closes. */

@@ -78,6 +78,11 @@ export class Handshake implements Phase {
     return this.#options.isOver ? chunk.byteLength : offset;
   }
 
+  /** What has arrived is given to it. */
+  pull(): boolean {
+    return false;
+  }
+
   afterTurn(): void {}
 
   onDrain(): void {

@@ -1,5 +1,6 @@
 // The replies of one connection on their way out. A reply's place is reserved before its data is there, header and data
 // side by side; replies that become ready one after the other in neighbouring places leave as one piece of memory.
+import type { Transport } from '../../block/reactor.ts';
 import { ARENA_BYTE_LENGTH } from './bounds.ts';
 import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
 
@@ -13,16 +14,16 @@ interface Stretch {
 
 export class Output {
   readonly #account: MemoryAccount;
-  readonly #send: (chunks: Uint8Array[], onSent: () => void) => void;
+  readonly #transport: Pick<Transport, 'send' | 'sendNow'>;
   readonly #onSent: () => void;
   #arena: PooledBuffer | null = null;
   #ready: Stretch[] = [];
   #readyByteLength = 0;
 
   /** `onSent` is called after memory came back. */
-  constructor(account: MemoryAccount, send: (chunks: Uint8Array[], onSent: () => void) => void, onSent: () => void) {
+  constructor(account: MemoryAccount, transport: Pick<Transport, 'send' | 'sendNow'>, onSent: () => void) {
     this.#account = account;
-    this.#send = send;
+    this.#transport = transport;
     this.#onSent = onSent;
   }
 
@@ -60,16 +61,42 @@ export class Output {
 
   /** Sends what is ready, in one go. */
   flush(): void {
-    const stretches = this.#ready;
-    if (stretches.length === 0) return;
-    this.#ready = [];
+    if (this.#readyByteLength === 0) return;
     this.#readyByteLength = 0;
+    if (this.#sendNow()) return;
+    const stretches = this.#ready;
+    this.#ready = [];
     const chunks: Uint8Array[] = [];
     for (const { buffer, start, end } of stretches) chunks.push(buffer.bytes.subarray(start, end));
-    this.#send(chunks, () => {
+    this.#transport.send(chunks, () => {
       this.#releaseAll(stretches);
       this.#onSent();
     });
+  }
+
+  /** @returns false when something is left, because it has to wait */
+  #sendNow(): boolean {
+    const stretches = this.#ready;
+    const transport = this.#transport;
+    if (transport.sendNow === undefined) return false;
+    let count = 0;
+    for (const stretch of stretches) {
+      const byteLength = stretch.end - stretch.start;
+      const sent = transport.sendNow(stretch.buffer.bytes, stretch.start, byteLength);
+      if (sent < byteLength) {
+        stretch.start += sent;
+        break;
+      }
+      this.release(stretch.buffer, stretch.regionCount);
+      count++;
+    }
+    if (count > 0) this.#onSent();
+    if (count < stretches.length) {
+      stretches.splice(0, count);
+      return false;
+    }
+    stretches.length = 0;
+    return true;
   }
 
   #releaseAll(stretches: readonly Stretch[]): void {

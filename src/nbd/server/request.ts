@@ -43,6 +43,8 @@ export class Request {
   isRefused = false;
   /** A READ's reply, header first, or a WRITE's gathered data; null where there is neither. */
   buffer: PooledBuffer | null = null;
+  /** What a WRITE's data arrived in, where it uses it there. */
+  inbox: PooledBuffer | null = null;
   /** Where in `buffer` this request's region begins and ends, and the first byte that was asked for. */
   start = 0;
   end = 0;
@@ -95,6 +97,7 @@ export class Request {
   /** Makes it as new, and keeps nothing alive while it waits for another use. */
   clear(): void {
     this.buffer = null;
+    this.inbox = null;
     this.edges = null;
     this.chargedByteLength = 0;
     this.parent = null;

@@ -16,17 +16,20 @@ import {
 } from '../protocol/constants.ts';
 import { decodeExtendedRequest, decodeRequest, emptyRequestHeader, type RequestHeader } from '../protocol/wire.ts';
 import {
+  HEADER_AHEAD_BYTE_LENGTH,
+  LONG_WRITE_BYTE_LENGTH,
   MAX_BATCH_BYTE_LENGTH,
   MAX_PAYLOAD_BYTE_LENGTH,
   MAX_SEGMENT_COUNT,
   MAX_TURN_BYTE_LENGTH,
   SEGMENT_BYTE_LENGTH,
 } from './bounds.ts';
-import type { MemoryAccount } from './buffer-pool.ts';
+import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
 import { checkRequest, hasChanged, type RequestLimits, requestLimits } from './check.ts';
 import { type CommandHost, Commands } from './commands.ts';
 import type { Connection, Phase } from './connection.ts';
 import type { NbdExport } from './exports.ts';
+import { Inbox } from './inbox.ts';
 import { EXTENDED_HEADERS, type Negotiation } from './negotiation.ts';
 import { Output } from './output.ts';
 import { Replies } from './replies.ts';
@@ -68,9 +71,15 @@ export class Transmission implements Phase, CommandHost {
   #long: Request | null = null;
   /** Of the whole request. */
   #payloadLeft = 0;
-  /** The view on the chunk being consumed. */
+  /** The chunk being consumed, a view on it, and where it ends. */
   #chunk: Uint8Array | null = null;
   #view: DataView;
+  #end = 0;
+  /** What the connection fetched by itself, and whether that is what is being consumed. */
+  readonly #inbox: Inbox;
+  #consumesInbox = false;
+  /** The last WRITE was long, and so will be the next. */
+  #expectsLongWrite = false;
 
   constructor(connection: Connection, entry: NbdExport, negotiation: Negotiation) {
     this.#connection = connection;
@@ -83,11 +92,10 @@ export class Transmission implements Phase, CommandHost {
     this.#partial = new Uint8Array(this.#headerByteLength);
     this.#partialView = new DataView(this.#partial.buffer);
     this.#view = this.#partialView;
-    this.#output = new Output(
-      this.account,
-      (chunks, onSent) => connection.transport.send(chunks, onSent),
-      connection.schedule,
-    );
+    this.#inbox = new Inbox(this.account);
+    this.#output = new Output(this.account, connection.transport, () => {
+      if (connection.hasBacklog) connection.schedule();
+    });
     this.#replies = new Replies(this.#output, negotiation.replyKind);
     this.#commands = new Commands(this, this.#limits);
   }
@@ -105,8 +113,16 @@ export class Transmission implements Phase, CommandHost {
       this.#chunk = chunk;
       this.#view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength);
     }
+    this.#end = chunk.byteLength;
+    const offset = this.#consume(chunk, start);
+    if (offset === chunk.byteLength) this.#chunk = null;
+    return offset;
+  }
+
+  /** Takes requests out of `chunk` up to `#end`. @returns where it stopped */
+  #consume(chunk: Uint8Array, start: number): number {
     let offset = start;
-    while (offset < chunk.byteLength) {
+    while (offset < this.#end) {
       if (this.#payloadLeft > 0) {
         const count = this.#takePayload(chunk, offset);
         if (count === 0) break;
@@ -115,12 +131,70 @@ export class Transmission implements Phase, CommandHost {
       }
       if (this.#mustWait()) break;
       const next = this.#takeRequest(chunk, offset);
-      if (next < 0) return chunk.byteLength;
+      if (next < 0) return this.#end;
       offset = next;
       if (this.#output.readyByteLength >= MAX_BATCH_BYTE_LENGTH) this.#output.flush();
     }
-    if (offset === chunk.byteLength) this.#chunk = null;
     return offset;
+  }
+
+  pull(): boolean {
+    const inbox = this.#inbox;
+    let isAll = false;
+    for (;;) {
+      if (!inbox.isEmpty && !this.#consumeInbox()) return true;
+      if (isAll || this.#connection.isClosed || this.#connection.isInputEnded) break;
+      // The rest stays in the socket, and others have their turn: the event loop tells of it again.
+      if (this.#turnByteLength >= MAX_TURN_BYTE_LENGTH) break;
+      if (this.#long !== null && this.#gathering === null && !this.#beginSegment(this.#long)) return true;
+      isAll = this.#gathering === null ? this.#fetch() : this.#fetchPayload(this.#gathering);
+    }
+    inbox.close();
+    return false;
+  }
+
+  /** @returns false when something is left */
+  #consumeInbox(): boolean {
+    const inbox = this.#inbox;
+    const { bytes, view } = inbox.buffer!;
+    this.#view = view;
+    this.#end = inbox.tail;
+    this.#consumesInbox = true;
+    inbox.head = this.#consume(bytes, inbox.head);
+    this.#consumesInbox = false;
+    this.#chunk = null;
+    return inbox.isEmpty;
+  }
+
+  /** Receives headers and what else comes with them. @returns whether that was all there is */
+  #fetch(): boolean {
+    const inbox = this.#inbox;
+    const { bytes } = inbox.open();
+    const room = this.#expectsLongWrite ? HEADER_AHEAD_BYTE_LENGTH : bytes.byteLength - inbox.tail;
+    const count = this.#connection.transport.fetch!(bytes, inbox.tail, room);
+    inbox.tail += count;
+    return count < room;
+  }
+
+  /** Receives data right into its place, and the next header behind it. @returns whether that was all there is */
+  #fetchPayload(request: Request): boolean {
+    const inbox = this.#inbox;
+    const { transport } = this.#connection;
+    const { bytes } = this.#bufferFor(request);
+    const at = request.byteLength - this.#gatheringLeft;
+    const wanted = this.#gatheringLeft;
+    // Behind a part of a long WRITE comes the next part, which has its own place.
+    const ahead = this.#payloadLeft > wanted ? 0 : HEADER_AHEAD_BYTE_LENGTH;
+    let count: number;
+    if (ahead === 0) {
+      count = transport.fetch!(bytes, at, wanted);
+    } else {
+      const next = inbox.open();
+      count = transport.fetchTwo!(bytes, at, wanted, next.bytes, inbox.tail, ahead);
+      inbox.tail += Math.max(0, count - wanted);
+    }
+    this.#gathered(request, Math.min(count, wanted));
+    return count < wanted + ahead;
   }
 
   afterTurn(): void {
@@ -154,10 +228,10 @@ export class Transmission implements Phase, CommandHost {
   /** @returns the offset behind the request and as much of its data as there is; -1 when nothing more is to be read */
   #takeRequest(chunk: Uint8Array, offset: number): number {
     const need = this.#headerByteLength;
-    if (this.#partialByteLength === 0 && chunk.byteLength - offset >= need) {
+    if (this.#partialByteLength === 0 && this.#end - offset >= need) {
       return this.#onHeader(this.#decode(this.#view, offset), chunk, offset + need);
     }
-    const count = Math.min(need - this.#partialByteLength, chunk.byteLength - offset);
+    const count = Math.min(need - this.#partialByteLength, this.#end - offset);
     this.#partial.set(chunk.subarray(offset, offset + count), this.#partialByteLength);
     this.#partialByteLength += count;
     if (this.#partialByteLength < need) return offset + count;
@@ -216,9 +290,14 @@ export class Transmission implements Phase, CommandHost {
       return offset;
     }
     const request = this.#newRequest();
-    if (chunk.byteLength - offset >= byteLength) {
-      request.chargedByteLength = byteLength;
-      this.account.charge(byteLength);
+    this.#expectsLongWrite = byteLength >= LONG_WRITE_BYTE_LENGTH;
+    if (this.#end - offset >= byteLength) {
+      if (this.#consumesInbox) {
+        request.inbox = this.#inbox.hold();
+      } else {
+        request.chargedByteLength = byteLength;
+        this.account.charge(byteLength);
+      }
       request.setMemory(chunk, offset, byteLength);
       this.#start(request);
       return offset + byteLength;
@@ -239,11 +318,21 @@ export class Transmission implements Phase, CommandHost {
     if (this.#long !== null && this.#gathering === null && !this.#beginSegment(this.#long)) return 0;
     const request = this.#gathering;
     const left = request === null ? this.#payloadLeft : this.#gatheringLeft;
-    const count = Math.min(left, chunk.byteLength - offset);
-    if (request !== null) this.#gather(request, chunk, offset, count);
+    const count = Math.min(left, this.#end - offset);
+    if (request === null) {
+      this.#payloadLeft -= count;
+    } else {
+      this.#gather(request, chunk, offset, count);
+      this.#gathered(request, count);
+    }
+    return count;
+  }
+
+  /** `count` bytes more of its data are in place. */
+  #gathered(request: Request, count: number): void {
     this.#payloadLeft -= count;
     this.#gatheringLeft -= count;
-    if (request === null || this.#gatheringLeft > 0) return count;
+    if (this.#gatheringLeft > 0) return;
     this.#gathering = null;
     const long = this.#payloadLeft === 0 ? this.#long : null;
     if (long !== null) {
@@ -253,7 +342,6 @@ export class Transmission implements Phase, CommandHost {
       long.isComplete = true;
     }
     this.#start(request);
-    return count;
   }
 
   /** Parts end where a multiple of the segment's length is on the device, so that at most the first and last are no whole blocks. */
@@ -276,12 +364,17 @@ export class Transmission implements Phase, CommandHost {
    * that are let go at once come back warm.
    */
   #gather(request: Request, chunk: Uint8Array, offset: number, count: number): void {
+    const { bytes } = this.#bufferFor(request);
+    bytes.set(chunk.subarray(offset, offset + count), request.byteLength - this.#gatheringLeft);
+  }
+
+  /** Memory for a WRITE's data, all of it. */
+  #bufferFor(request: Request): PooledBuffer {
     if (request.buffer === null) {
       request.buffer = this.account.take(request.byteLength);
       request.setMemory(request.buffer.bytes, 0, request.byteLength);
     }
-    const at = request.byteLength - this.#gatheringLeft;
-    request.buffer.bytes.set(chunk.subarray(offset, offset + count), at);
+    return request.buffer;
   }
 
   /** A request with the header that was just read. */
@@ -380,6 +473,7 @@ export class Transmission implements Phase, CommandHost {
 
   #returnPayload(request: Request): void {
     if (request.buffer !== null) this.account.give(request.buffer);
+    if (request.inbox !== null) this.#inbox.release(request.inbox);
     this.account.charge(-request.chargedByteLength);
   }
 
@@ -397,6 +491,7 @@ export class Transmission implements Phase, CommandHost {
     if (request.edges !== null) this.account.abandon(request.edges);
     if (request.buffer !== null && request.command === CMD_READ) this.#output.abandon(request.buffer);
     else if (request.buffer !== null) this.account.abandon(request.buffer);
+    if (request.inbox !== null) this.#inbox.abandon(request.inbox);
     this.account.charge(-request.chargedByteLength);
     if (request.parent !== null) this.#loseWhole(request.parent);
   }
@@ -410,6 +505,7 @@ export class Transmission implements Phase, CommandHost {
     this.#closed = true;
     this.#chunk = null;
     this.#output.discard();
+    this.#inbox.close();
     const request = this.#gathering;
     this.#gathering = null;
     this.#long = null;
