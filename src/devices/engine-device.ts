@@ -3,7 +3,7 @@ import type { Bio } from '../block/bio.ts';
 import type { BlockDevice, ExtentCallback } from '../block/block-device.ts';
 import type { DmError } from '../block/errors.ts';
 import type { QueueLimits } from '../block/limits.ts';
-import type { EngineFile, EngineKind } from '../engine/index.ts';
+import { EngineFile, type EngineKind } from '../engine/index.ts';
 
 /** A device whose bytes an engine moves. */
 export abstract class EngineDevice implements BlockDevice {
@@ -68,19 +68,29 @@ export abstract class EngineDevice implements BlockDevice {
     return `${this.name}: the dm-io client was not given the engines of its device (deviceMapper.devices.engines)`;
   }
 
-  /** Goes on with another descriptor of the same file. Requests in flight end on the old one, which is closed then. */
-  replaceFile(file: EngineFile, readOnly: boolean): void {
+  /**
+   * Goes on with another descriptor of the same file. Requests in flight end on the old one, which is closed then.
+   *
+   * @returns the old one
+   */
+  replaceFile(file: EngineFile, readOnly: boolean): EngineFile {
     const old = this.#file;
     file.failure = old.failure;
     this.#file = file;
     this.readOnly = readOnly;
     this.#listen(file);
     old.engine.close(old);
+    return old;
   }
 
-  /** For the registry, once nobody uses the device. */
-  close(): void {
-    this.#file.engine.close(this.#file);
+  /** For the registry, once nobody uses the device. @returns the file, which is closed once nothing is in flight */
+  close(): EngineFile {
+    const file = this.#file;
+    file.engine.close(file);
+    // Whoever has the device all the same gets EIO, also where the file passes to another device.
+    this.#file = new EngineFile(file.engine, -1, file.kind, file.path);
+    this.#file.closing = true;
+    return file;
   }
 
   #listen(file: EngineFile): void {

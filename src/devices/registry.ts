@@ -69,6 +69,11 @@ export class DeviceRegistry implements DeviceResolver {
   readonly #registered = new Map<string, Entry>();
   readonly #byKey = new Map<string, Entry>();
   readonly #byDevice = new Map<BlockDevice, Entry>();
+  /**
+   * Writable files that nobody uses any more and that requests in flight keep open, and with them the lock: who opens one
+   * of them meanwhile gets it back, by its key.
+   */
+  readonly #ending = new Map<string, Opened>();
 
   /** @throws DmError EINVAL for a DMKIT_ENGINE that names no engine */
   constructor(options: DeviceRegistryOptions) {
@@ -202,12 +207,12 @@ export class DeviceRegistry implements DeviceResolver {
   /** A block device that the kernel protects can be in a writable table all the same; writes to it fail, with EPERM. */
   #openPossiblyProtected(found: Found, readOnly: boolean): Opened & { readOnly: boolean } {
     try {
-      return { ...openFound(this.engines, found, readOnly), readOnly };
+      return { ...this.#openFile(found, readOnly), readOnly };
     } catch (error) {
       const errno = error instanceof DmError ? error.errno : 0;
       const isRefusal = errno === Errno.EACCES || errno === Errno.EPERM || errno === Errno.EROFS;
       if (readOnly || found.kind !== 'block' || !isRefusal) throw error;
-      const opened = openFound(this.engines, found, true);
+      const opened = this.#openFile(found, true);
       if (isWriteProtected(found.rdev)) return { ...opened, readOnly: true };
       opened.file.engine.close(opened.file);
       throw error;
@@ -217,7 +222,7 @@ export class DeviceRegistry implements DeviceResolver {
   #makeWritable(entry: Entry): void {
     const { device, found } = entry.opened!;
     if (device instanceof HostBlockDevice && device.writeProtected) return;
-    const { file, locked } = openFound(this.engines, found, false);
+    const { file, locked } = this.#openFile(found, false);
     device.replaceFile(file, false);
     entry.locked = locked;
     const { libc } = this.engines;
@@ -229,8 +234,8 @@ export class DeviceRegistry implements DeviceResolver {
     const { device, found } = entry.opened!;
     if (device.readOnly) return;
     try {
-      const { file } = openFound(this.engines, found, true);
-      device.replaceFile(file, true);
+      const { file } = this.#openFile(found, true);
+      this.#noteEnding(found.key, { file: device.replaceFile(file, true), locked: entry.locked });
       entry.locked = false;
     } catch {
       // The path leads elsewhere by now, or may not be read any more. Readers go on with what is open.
@@ -241,7 +246,24 @@ export class DeviceRegistry implements DeviceResolver {
     const { device, found } = entry.opened!;
     this.#byKey.delete(found.key);
     this.#byDevice.delete(device);
-    device.close();
+    const { readOnly } = device;
+    const file = device.close();
+    if (!readOnly) this.#noteEnding(found.key, { file, locked: entry.locked });
+  }
+
+  #openFile(found: Found, readOnly: boolean): Opened {
+    const ending = readOnly ? undefined : this.#ending.get(found.key);
+    const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
+    if (!fits || !ending.file.engine.reopen(ending.file)) return openFound(this.engines, found, readOnly);
+    this.#ending.delete(found.key);
+    ending.file.path = found.path;
+    ending.file.failure = null;
+    return ending;
+  }
+
+  #noteEnding(key: string, opened: Opened): void {
+    for (const [other, { file }] of this.#ending) if (file.pendingCount === 0) this.#ending.delete(other);
+    if (opened.file.pendingCount > 0) this.#ending.set(key, opened);
   }
 }
 

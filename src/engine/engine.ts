@@ -32,7 +32,7 @@ export class EngineFile {
   readonly fd: number;
   readonly kind: FileKind;
   /** For messages. */
-  readonly path: string;
+  path: string;
   /** Why every request fails with EIO: an fdatasync failed. Writes that were acknowledged may be lost. */
   failure: DmError | null = null;
   /** The descriptor goes around the page cache (O_DIRECT); null where it does not. Set once, after the open. */
@@ -63,6 +63,8 @@ export interface Engine {
   open(fd: number, kind: FileKind, path: string): EngineFile;
   /** Closes the file once its pending requests have ended; requests after this call end with EIO. */
   close(file: EngineFile): void;
+  /** Takes {@link close} back. @returns false where there is nothing to take back: the descriptor is closed */
+  reopen(file: EngineFile): boolean;
   /**
    * Does what a checked bio asks and ends it once, in this call or later: 0, or the errno of the call that failed, with
    * the first sector that was not transferred. EFAULT for memory that can't be used, before any I/O.

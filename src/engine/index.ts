@@ -15,7 +15,7 @@ import { RingEngine } from './ring-engine.ts';
 import type { ThreadedEngine, ThreadedEngineOptions } from './threads.ts';
 
 export { checkMemory, trustMemory } from './address.ts';
-export type { Engine, EngineFile, EngineKind, FileKind } from './engine.ts';
+export { type Engine, EngineFile, type EngineKind, type FileKind } from './engine.ts';
 export type { Libc } from './libc.ts';
 export { directIoOf, type EngineChoice } from './probe.ts';
 export type { RingCounters } from './ring.ts';

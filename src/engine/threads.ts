@@ -174,6 +174,12 @@ export abstract class ThreadedEngine implements Engine {
     if (file.pendingCount === 0) this.closed(file);
   }
 
+  reopen(file: EngineFile): boolean {
+    if (!file.closing || file.pendingCount === 0) return false;
+    file.closing = false;
+    return true;
+  }
+
   submit(file: EngineFile, bio: Bio): void {
     if (!enterSubmit(bio)) return;
     try {

@@ -250,7 +250,8 @@ export class MappedDevice implements RequestOwner {
 
   /**
    * Makes the inactive table live, if there is one, and lets requests through. Calls `done` once, with the reason when
-   * it fails: the device is then suspended, and an inactive table that did not fit is gone.
+   * it fails: the device is then suspended, and an inactive table that did not fit is gone. Where another table was live,
+   * what that one had open is closed first.
    */
   resume(options: SuspendOptions, done: (error: DmError | null) => void): StateChange {
     return this.#change((finish) => {
@@ -262,15 +263,13 @@ export class MappedDevice implements RequestOwner {
       }
       this.#inactive = null;
       if (this.#suspended) {
-        const error = this.#goLive(next);
-        finish(() => done(error));
+        this.#goLive(next, finish, done);
         return () => {};
       }
       this.#next = next;
       const undo = this.#quiesce(options.noflush ?? false, () => {
         this.#next = null;
-        const error = this.#goLive(next);
-        finish(() => done(error));
+        this.#goLive(next, finish, done);
       });
       return () => {
         undo();
@@ -336,13 +335,14 @@ export class MappedDevice implements RequestOwner {
   }
 
   /** The old table goes when the new one has woken up, so that its targets can hand over what they have. */
-  #goLive(next: Table): DmError | null {
+  #goLive(next: Table, finish: (tell: () => void) => void, done: (error: DmError | null) => void): void {
     const previous = this.#live;
-    const error = this.#swap(next);
-    if (error !== null) return error;
-    const failure = this.#wakeUp();
-    previous?.destroy();
-    return failure;
+    const refusal = this.#swap(next);
+    const error = refusal ?? this.#wakeUp();
+    finish(() => {
+      if (refusal !== null || previous === null) done(error);
+      else previous.destroy(() => done(error));
+    });
   }
 
   /** `next` becomes the live table. Where it does not fit its devices it is destroyed. */
@@ -379,21 +379,19 @@ export class MappedDevice implements RequestOwner {
 
   /**
    * Ends the device when its turn comes and nothing is in flight: both tables are destroyed, what was held back fails
-   * with EIO, whoever waits for an event is let go. Calls `done` once.
+   * with EIO, whoever waits for an event is let go. Calls `done` once, when everything that it had open is closed.
    */
   destroy(done: () => void = () => {}): void {
     this.#change((finish) => {
-      const end = (): void => {
-        this.#destroyTables();
-        finish(done);
-      };
+      const end = (): void => finish(() => this.#destroyTables(done));
       if (this.#suspended) end();
       else this.#quiesce(false, end);
       return () => {};
     });
   }
 
-  #destroyTables(): void {
+  #destroyTables(done: () => void): void {
+    // One that was never live has begun nothing.
     this.clear();
     const live = this.#live;
     this.#live = null;
@@ -405,8 +403,9 @@ export class MappedDevice implements RequestOwner {
     this.#gate.open();
     for (const bio of bios) bio.fail(Errno.EIO, this);
     for (const query of queries) query();
-    live?.destroy();
     this.raiseEvent();
+    if (live === null) done();
+    else live.destroy(done);
   }
 
   // What it says

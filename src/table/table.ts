@@ -81,10 +81,13 @@ export class Table {
     );
   }
 
-  /** Undoes every constructor and closes the devices. */
-  destroy(): void {
+  /**
+   * Undoes every constructor and closes the devices. Calls `done` once they are closed: later than this call where a target
+   * still has requests of its own under way.
+   */
+  destroy(done: () => void = () => {}): void {
     for (const target of this.targets) target.type.destruct?.(target);
-    this.#devices.closeAll();
+    this.#devices.closeAll(done);
   }
 }
 
@@ -127,7 +130,8 @@ class TableDevices {
   readonly opened: OpenDevice[] = [];
   readonly #byArgument = new Map<string, OpenDevice>();
   #holdCount = 0;
-  #unused = false;
+  /** Called when they are closed; null as long as the table uses them. */
+  #whenClosed: (() => void) | null = null;
   readonly #options: TableOptions;
 
   constructor(options: TableOptions) {
@@ -169,17 +173,19 @@ class TableDevices {
   }
 
   release(): void {
-    if (--this.#holdCount === 0 && this.#unused) this.#close();
+    if (--this.#holdCount === 0 && this.#whenClosed !== null) this.#close(this.#whenClosed);
   }
 
   /** Nobody needs them any more, but who holds them. */
-  closeAll(): void {
-    this.#unused = true;
-    if (this.#holdCount === 0) this.#close();
+  closeAll(closed: () => void): void {
+    this.#whenClosed = closed;
+    if (this.#holdCount === 0) this.#close(closed);
   }
 
-  #close(): void {
+  #close(closed: () => void): void {
+    this.#whenClosed = null;
     for (const { device, readOnly } of this.opened) this.#options.resolver.close(device, readOnly);
+    closed();
   }
 }
 
@@ -227,7 +233,7 @@ class TableBuilder {
 
   undo(): void {
     for (const target of this.targets) target.type.destruct?.(target);
-    this.#devices.closeAll();
+    this.#devices.closeAll(() => {});
   }
 
   /** The checks that need no constructor, in the kernel's order (dm_table_add_target). */

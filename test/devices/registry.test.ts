@@ -351,6 +351,75 @@ describe('the lock of a writable open', () => {
     expect(registry.info(device)).toMatchObject({ readOnly: false, locked: true, writerCount: 1 });
   });
 
+  describe('passes on, where requests in flight keep a file open that nobody uses any more,', () => {
+    /** Discards are on a thread until they are let go. */
+    const slowRegistry = () => {
+      const waiting: (() => void)[] = [];
+      const libc = libcWith((real) => ({
+        fallocateOnThread: (...args) => void waiting.push(() => real.fallocateOnThread(...args)),
+      }));
+      const engines = new EngineSet({ reactor: clock, engine: 'direct', libc });
+      const path = imageIn(tempDir('registry'));
+      const registry = new DeviceRegistry({ reactor: clock, engine: engines });
+      const discard = (device: BlockDevice) => request(device, REQ_OP_DISCARD, 0, 2048);
+      return { registry, path, waiting, discard };
+    };
+
+    it('to a new user', async () => {
+      const { registry, path, waiting, discard } = slowRegistry();
+      const first = registry.open(path, false);
+      const discarded = discard(first);
+      registry.close(first, false);
+      expect([waiting.length, openDescriptors(path)]).toEqual([1, 1]);
+      fs.linkSync(path, `${path}.other`);
+      const second = registry.open(`${path}.other`, false);
+      expect([await status(first, REQ_OP_READ), await status(first, REQ_OP_WRITE)]).toEqual([Errno.EIO, Errno.EIO]);
+      expect(second.name).toBe(`${path}.other`);
+      expect([...registry.list()]).toMatchObject([{ locked: true, readOnly: false, writerCount: 1 }]);
+      expect(await status(second, REQ_OP_WRITE, 0)).toBe(0);
+      waiting[0]!();
+      expect((await discarded).status).toBe(0);
+      expect(await status(second, REQ_OP_WRITE, 7)).toBe(0);
+      expect(openDescriptors(path)).toBe(1);
+      expect(errorOf(() => registryOf('direct').open(path, false)).code).toBe('EBUSY');
+      registry.close(second, false);
+      expect(openDescriptors(path)).toBe(0);
+      registryOf('direct').open(path, false);
+    });
+
+    it('to a writer, while others read', async () => {
+      const { registry, path, waiting, discard } = slowRegistry();
+      const device = registry.open(path, true);
+      registry.open(path, false);
+      const discarded = discard(device);
+      registry.close(device, false);
+      expect(registry.info(device)).toMatchObject({ locked: false, readOnly: true });
+      expect(registry.open(path, false)).toBe(device);
+      expect(registry.info(device)).toMatchObject({ locked: true, readOnly: false });
+      waiting[0]!();
+      expect((await discarded).status).toBe(0);
+      expect(await status(device, REQ_OP_WRITE)).toBe(0);
+      expect(openDescriptors(path)).toBe(1);
+      registry.close(device, false);
+      registry.close(device, true);
+      expect(openDescriptors(path)).toBe(0);
+    });
+
+    it('to nobody, where those who come read, or come late', async () => {
+      const { registry, path, waiting, discard } = slowRegistry();
+      const first = registry.open(path, false);
+      const discarded = discard(first);
+      registry.close(first, false);
+      const reader = registry.open(path, true);
+      expect([await status(reader, REQ_OP_WRITE), openDescriptors(path)]).toEqual([Errno.EPERM, 2]);
+      waiting[0]!();
+      expect((await discarded).status).toBe(0);
+      expect(openDescriptors(path)).toBe(1);
+      expect(registry.open(path, false)).toBe(reader);
+      expect([await status(reader, REQ_OP_WRITE), openDescriptors(path)]).toEqual([0, 1]);
+    });
+  });
+
   it('respects the read locks of programs that use them', async () => {
     const path = imageIn(tempDir('registry'));
     await lockElsewhere(path, 0);

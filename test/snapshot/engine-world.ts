@@ -32,16 +32,7 @@ export class EngineWorld {
   /** Loads `table` into a device and makes it live. */
   async load(name: string, table: string): Promise<void> {
     const device = this.mapper.get(name);
-    for (let attempt = 0; ; attempt++) {
-      try {
-        this.mapper.load(device, table);
-        break;
-      } catch (error) {
-        // Whoever had the files before may still have requests in flight on them, and then closes them.
-        if (attempt === 100 || (error as { code?: string }).code !== 'EBUSY') throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
+    this.mapper.load(device, table);
     await new Promise<void>((resolve, reject) => {
       device.resume({}, (error) => (error === null ? resolve() : reject(error)));
     });

@@ -19,15 +19,7 @@ const world = {
     return new Disk(mapper.get(name), () => {});
   },
   async load(name, table) {
-    for (let attempt = 0; ; attempt++) {
-      try {
-        mapper.load(mapper.get(name), table);
-        break;
-      } catch (error) {
-        if (attempt === 100 || error.code !== 'EBUSY') throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
+    mapper.load(mapper.get(name), table);
     await new Promise((resolve, reject) => {
       mapper.get(name).resume({}, (error) => (error === null ? resolve() : reject(error)));
     });

@@ -10,6 +10,7 @@ import type { BlockDevice } from '../../block/block-device.ts';
 import { MAX_ALLOCATED_AHEAD_BYTE_LENGTH, MIN_ALLOCATED_AHEAD_BYTE_LENGTH } from '../../block/bounds.ts';
 import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
+import type { HoldDevices } from './store.ts';
 
 const MIN_STEP = MIN_ALLOCATED_AHEAD_BYTE_LENGTH / SECTOR_SIZE;
 const MAX_STEP = MAX_ALLOCATED_AHEAD_BYTE_LENGTH / SECTOR_SIZE;
@@ -22,10 +23,6 @@ export class AllocationAhead {
   #end = -1;
   /** Use that passes it asks for the next step. */
   #askFrom = 0;
-  readonly #onDone = (errno: number): void => {
-    // Any other failure may be gone when the next step is due.
-    if (errno === Errno.EOPNOTSUPP || errno === Errno.ENOSYS) this.#askFrom = Number.POSITIVE_INFINITY;
-  };
 
   constructor(device: BlockDevice) {
     this.#device = device;
@@ -33,7 +30,7 @@ export class AllocationAhead {
   }
 
   /** The sectors from `sector` to `end` are about to be written for the first time. */
-  use(sector: number, end: number): void {
+  use(sector: number, end: number, holdDevices: HoldDevices): void {
     if (end <= this.#askFrom) return;
     const step = Math.min(Math.max(MIN_STEP, Math.ceil(end / STEP_DIVISOR)), MAX_STEP);
     const from = Math.max(this.#end, sector);
@@ -41,6 +38,15 @@ export class AllocationAhead {
     this.#end = to;
     // Halfway through what is left, so that the next step is there in time. A device may grow.
     this.#askFrom = to < this.#device.sectorCount ? end + Math.floor((to - end) / 2) : to;
-    if (to > from) this.#device.allocate!(from, to - from, this.#onDone);
+    if (to > from) this.#ask(from, to - from, holdDevices);
+  }
+
+  #ask(sector: number, sectorCount: number, holdDevices: HoldDevices): void {
+    const held = holdDevices();
+    this.#device.allocate!(sector, sectorCount, (errno) => {
+      // Any other failure may be gone when the next step is due.
+      if (errno === Errno.EOPNOTSUPP || errno === Errno.ENOSYS) this.#askFrom = Number.POSITIVE_INFINITY;
+      held.release();
+    });
   }
 }

@@ -8,7 +8,7 @@ import { RangeRequest } from '../../block/zeroout.ts';
 import { AllocationAhead } from './allocation.ts';
 import { areaChunk, nextDataChunk, Records, recordsPerArea, windowByteLength, writeHeader } from './layout.ts';
 import { type FoundStore, openStore } from './persistent-load.ts';
-import type { Committable, ExceptionStore, StoreUsage } from './store.ts';
+import { type Committable, type ExceptionStore, type HoldDevices, holdNothing, type StoreUsage } from './store.ts';
 import { SyncIo } from './sync-io.ts';
 
 /**
@@ -21,6 +21,7 @@ export class PersistentStore implements ExceptionStore {
   overflowAware: boolean;
   commitCount = 0;
   chunkSectorCount: number;
+  holdDevices = holdNothing;
   readonly #services: TargetServices;
   readonly #lazy: boolean;
   readonly #bio = new Bio();
@@ -47,8 +48,8 @@ export class PersistentStore implements ExceptionStore {
   // How many exceptions came for commit, and how many of these are durable.
   #cameCount = 0;
   #durableCount = 0;
-  /** The window, or what goes before it, is being written. */
-  #busy = false;
+  /** What is held while the window, or what goes before it, is being written; null where it is not. */
+  #writing: ReturnType<HoldDevices> | null = null;
   #stepIsQueued = false;
   /** Who waits for the first `cameCount` exceptions to be durable: nothing else is waited for then. */
   #flushes: { cameCount: number; done: (errno: number) => void }[] = [];
@@ -101,7 +102,7 @@ export class PersistentStore implements ExceptionStore {
     const chunk = this.#nextFree;
     const end = (chunk + 1) * this.chunkSectorCount;
     if (this.device.sectorCount < end) return -1;
-    this.#ahead.use(end - this.chunkSectorCount, end);
+    this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
     this.#nextFree = nextDataChunk(chunk, this.#perArea);
     this.#inFlightCount++;
     return chunk;
@@ -188,7 +189,7 @@ export class PersistentStore implements ExceptionStore {
   }
 
   #step(): void {
-    if (this.#busy) return;
+    if (this.#writing !== null) return;
     const due = this.#isDue;
     this.#fillWindow();
     if (this.#batch.length === 0) return;
@@ -196,7 +197,7 @@ export class PersistentStore implements ExceptionStore {
     // As long as more is on its way into a window that has room, it is worth waiting for.
     const waits = this.#lazy ? !due : this.#inFlightCount > 0 && this.#flushes.length === 0;
     if (this.#valid && !full && waits) return;
-    this.#busy = true;
+    this.#writing = this.holdDevices();
     if (!this.#valid) this.#finish(Errno.EIO);
     else if (this.#recordCount === this.#perArea) this.#zeroNextArea();
     else this.#writeWindow();
@@ -244,7 +245,14 @@ export class PersistentStore implements ExceptionStore {
   }
 
   #finish(status: number): void {
-    this.#busy = false;
+    const written = this.#writing!;
+    this.#writing = null;
+    this.#tell(status);
+    // Last: what follows from it may be held by nothing else yet.
+    written.release();
+  }
+
+  #tell(status: number): void {
     if (status === Errno.ENOSPC && this.#lazy) {
       // These were acknowledged: they stay in the window, and the next flush tries again.
       this.#tellFlushes(Errno.ENOSPC);

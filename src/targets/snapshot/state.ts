@@ -57,6 +57,10 @@ export class SnapshotState implements PendingOwner {
     this.store = store;
     this.setup = setup;
     this.#lazy = lazy;
+    store.holdDevices = () => {
+      this.setup.hold();
+      return this.setup;
+    };
   }
 
   get chunkSectorCount(): number {
@@ -277,13 +281,13 @@ export class SnapshotState implements PendingOwner {
     if (!this.valid) return;
     this.valid = false;
     this.#whenInvalidated = [];
-    this.setup.hold();
+    const held = this.store.holdDevices();
     this.setup.raiseEvent();
     this.store.invalidate(() => {
       const waiting = this.#whenInvalidated!;
       this.#whenInvalidated = null;
       for (const resume of waiting) resume();
-      this.setup.release();
+      held.release();
     });
   }
 

@@ -1,5 +1,6 @@
 // What a snapshot needs of the place where its exceptions are kept, whatever that place is.
 import type { BlockDevice } from '../../block/block-device.ts';
+import type { TargetSetup } from '../../block/target.ts';
 
 /** An exception on its way into the store. */
 export interface Committable {
@@ -13,6 +14,9 @@ export interface Committable {
    */
   committed(errno: number): void;
 }
+
+/** Keeps the devices open for requests of the store's own that nobody above waits for, until `release` of what it returns. */
+export type HoldDevices = () => Pick<TargetSetup, 'release'>;
 
 export interface StoreUsage {
   allocatedSectorCount: number;
@@ -30,6 +34,8 @@ export interface ExceptionStore {
   overflowAware: boolean;
   /** Writes of records that were done, each for one exception or many. */
   readonly commitCount: number;
+  /** Set by who has the store, before anything is allocated: from table to table it is another's devices that are held. */
+  holdDevices: HoldDevices;
 
   /**
    * Reads what there is, or makes a new store. Ends before it returns.
@@ -51,6 +57,9 @@ export interface ExceptionStore {
   invalidate(done: () => void): void;
   usage(): StoreUsage;
 }
+
+/** As long as nobody has a store. */
+export const holdNothing: HoldDevices = () => ({ release: () => {} });
 
 /** Why a store can't be opened. */
 export class StoreError extends Error {

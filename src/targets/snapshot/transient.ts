@@ -3,7 +3,7 @@
 import type { BlockDevice } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import { AllocationAhead } from './allocation.ts';
-import { type Committable, type ExceptionStore, StoreError, type StoreUsage } from './store.ts';
+import { type Committable, type ExceptionStore, holdNothing, StoreError, type StoreUsage } from './store.ts';
 
 export class TransientStore implements ExceptionStore {
   readonly word = 'N';
@@ -11,6 +11,7 @@ export class TransientStore implements ExceptionStore {
   overflowAware = false;
   readonly commitCount = 0;
   chunkSectorCount: number;
+  holdDevices = holdNothing;
   readonly #ahead: AllocationAhead;
   #nextFree = 0;
   #valid = true;
@@ -29,7 +30,7 @@ export class TransientStore implements ExceptionStore {
   allocate(): number {
     const end = (this.#nextFree + 1) * this.chunkSectorCount;
     if (this.device.sectorCount < end) return -1;
-    this.#ahead.use(end - this.chunkSectorCount, end);
+    this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
     return this.#nextFree++;
   }
 
