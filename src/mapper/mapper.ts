@@ -53,6 +53,9 @@ export class Mapper implements DeviceResolver {
   readonly #byMinor = new Map<number, MappedDevice>();
   /** Mapped devices that lie below others: for each user the number of its tables. */
   readonly #stackUses = new WeakMap<MappedDevice, Map<MappedDevice, Uses>>();
+  /** Devices that were taken away and still have something open. */
+  #leavingCount = 0;
+  readonly #whenGone: (() => void)[] = [];
 
   /** @param services for targets that need a reactor; tables with such targets can't be loaded without */
   constructor(registry: TargetRegistry, lower: DeviceResolver, major: number, services?: TargetServices) {
@@ -232,10 +235,18 @@ export class Mapper implements DeviceResolver {
     }
     this.#byName.delete(device.dmName);
     this.#byMinor.delete(device.minor);
+    this.#leavingCount++;
     device.destroy(() => {
       this.onRemove?.(device);
       done();
+      if (--this.#leavingCount === 0) for (const gone of this.#whenGone.splice(0)) gone();
     });
+  }
+
+  /** Calls `gone` when no device that was taken away has anything open any more; at once where that is so. */
+  whenGone(gone: () => void): void {
+    if (this.#leavingCount === 0) gone();
+    else this.#whenGone.push(gone);
   }
 
   /**

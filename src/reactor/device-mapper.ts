@@ -49,6 +49,7 @@ export class DeviceMapper {
   readonly mapper: Mapper;
   readonly remotes: RemoteDevices;
   readonly #disks = new Set<Disk>();
+  readonly #whenNoDisks: (() => void)[] = [];
 
   constructor(options: DeviceMapperOptions = {}) {
     this.loop = new NodeLoop();
@@ -149,7 +150,6 @@ export class DeviceMapper {
   async remove(name: string): Promise<void> {
     const device = this.mapper.get(name);
     for (const disk of this.#disks) if (disk.device === device) disk.close();
-    await idle(device);
     await this.#gone(device);
   }
 
@@ -180,15 +180,22 @@ export class DeviceMapper {
   async close(): Promise<void> {
     this.remotes.abandonLost();
     for (const disk of this.#disks) disk.close();
-    for (const device of this.mapper.list()) await idle(device);
-    // From the top of each stack down, as long as something goes.
-    for (let free = this.#unused(); free !== undefined; free = this.#unused()) await this.#gone(free);
+    await this.#removeUnused();
+    if (this.#disks.size > 0) await new Promise<void>((resolve) => this.#whenNoDisks.push(resolve));
     await this.remotes.closed();
     const busy = this.mapper.list();
     if (busy.length > 0) {
       const names = busy.map((device) => device.dmName).join(', ');
       throw new DmError(Errno.EBUSY, `still in use: ${names}; stop what serves or uses them first`);
     }
+  }
+
+  /** From the top of each stack down, as long as something goes; also what somebody else is removing already. */
+  async #removeUnused(): Promise<void> {
+    do {
+      for (let free = this.#unused(); free !== undefined; free = this.#unused()) await this.#gone(free);
+      await new Promise<void>((resolve) => this.mapper.whenGone(resolve));
+    } while (this.#unused() !== undefined);
   }
 
   #unused(): MappedDevice | undefined {
@@ -200,16 +207,11 @@ export class DeviceMapper {
     const disk: Disk = new Disk(device, () => {
       this.#disks.delete(disk);
       this.mapper.close(device, readOnly);
+      if (this.#disks.size === 0) for (const resolve of this.#whenNoDisks.splice(0)) resolve();
     });
     this.#disks.add(disk);
     return disk;
   }
-}
-
-/** Resolves when nothing is in flight; the device is as it was before. */
-async function idle(device: MappedDevice): Promise<void> {
-  if (device.inFlightCount === 0 || device.suspended) return;
-  await new Promise<void>((resolve) => device.suspend({}, resolve));
 }
 
 async function resumed(device: MappedDevice, options: SuspendOptions): Promise<void> {

@@ -14,6 +14,7 @@ import { type BlockDevice, EXTENT_HOLE, EXTENT_ZERO, queryExtent, submitBio } fr
 import { Errno } from '../block/errno.ts';
 import { DmError, IoError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
+import { MappedDevice } from '../mapper/mapped-device.ts';
 
 export interface WriteOptions {
   /** Resolve only when the data is durable. */
@@ -42,8 +43,10 @@ export interface Extent {
 export class Disk {
   /** The device itself, for the layers that work with bios. */
   readonly device: BlockDevice;
-  readonly #close: () => void;
+  /** Called once. */
+  #close: () => void;
   #open = true;
+  #inFlightCount = 0;
 
   constructor(device: BlockDevice, close: () => void) {
     this.device = device;
@@ -134,7 +137,9 @@ export class Disk {
   #extentAt(sector: number, sectorCount: number): Promise<Extent> {
     this.#checkOpen();
     return new Promise((resolve, reject) => {
+      this.#inFlightCount++;
       queryExtent(this.device, sector, sectorCount, (errno, count, flags) => {
+        this.#ended();
         if (errno !== 0) reject(new IoError(errno, 'map', this.name, sector));
         else {
           const hole = (flags & EXTENT_HOLE) !== 0;
@@ -144,11 +149,23 @@ export class Disk {
     });
   }
 
-  /** Lets go of the device. What is in flight ends as it would. */
+  /** Lets go of the device. What is in flight ends as it would, and a file stays open (and locked) until then. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    this.#close();
+    // A mapped device sees to its requests itself: one that is suspended ends them when it goes, and must not wait for them.
+    if (this.#inFlightCount === 0 || this.device instanceof MappedDevice) this.#letGo();
+  }
+
+  #letGo(): void {
+    const close = this.#close;
+    this.#close = () => {};
+    close();
+  }
+
+  /** A request has ended. */
+  #ended(): void {
+    if (--this.#inFlightCount === 0 && !this.#open) this.#letGo();
   }
 
   #checkOpen(): void {
@@ -162,7 +179,9 @@ export class Disk {
     bio.reset(op, flags, this.device, sector, sectorCount);
     if (memory !== undefined) bio.vecs = wholeOf(memory);
     await new Promise<void>((resolve, reject) => {
+      this.#inFlightCount++;
       bio.onEnd = (ended) => {
+        this.#ended();
         if (ended.status === 0) resolve();
         else reject(ended.toError(this.device));
       };

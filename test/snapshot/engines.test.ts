@@ -114,17 +114,30 @@ async function killedAfter(milliseconds: number, folder: string, seed: number, e
   return readFileSync(path, 'utf8');
 }
 
+/** The kernel takes its time to give back what a ring of a killed process held, its locks included. */
+async function afterKill(open: () => Promise<Disk>): Promise<Disk> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await open();
+    } catch (error) {
+      const { message = '' } = ((error as Error).cause ?? {}) as { message?: string };
+      if (attempt === 100 || !message.includes('held by a process that can not be seen')) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
 /** Opens what a killed process left: a merge that may have begun is gone on with, under the others' eyes. */
 async function checkLeft(folder: string, plan: Plan, model: Model): Promise<void> {
   const world = new EngineWorld('direct', folder);
   const disks = new Map<string, Disk>();
   for (const line of plan.lines) {
     if (line.name !== model.merging?.name)
-      disks.set(line.name, await world.create(line.name, plans.snapshotTable(line)));
+      disks.set(line.name, await afterKill(() => world.create(line.name, plans.snapshotTable(line))));
   }
   const { merging } = model;
   const table = merging === null ? plans.originTable : plans.snapshotTable(merging, 'snapshot-merge');
-  disks.set(ORIGIN, await world.create(ORIGIN, table));
+  disks.set(ORIGIN, await afterKill(() => world.create(ORIGIN, table)));
   await model.checkAll(disks);
   if (merging !== null) {
     await plans.mergeEnded(world);
