@@ -42,6 +42,12 @@ export const MAX_FREE_BYTE_LENGTH = 64 * 1024 * 1024;
 /** A piece of reply memory: 64 replies with 4 KiB each, so that one turn of a busy client stays in the processor's cache. */
 export const ARENA_BYTE_LENGTH = 264 * 1024;
 
+/**
+ * Replies that wait for a client to read. Past it no request is begun: reading ahead for somebody who is slow fills
+ * memory, and pushes out of the processor's cache what is sent next.
+ */
+export const MAX_UNSENT_BYTE_LENGTH = 256 * 1024;
+
 /** What one call receives at the most: 64 WRITEs of 4 KiB, for the same reason. */
 export const INBOX_BYTE_LENGTH = 264 * 1024;
 

@@ -22,6 +22,7 @@ import {
   MAX_PAYLOAD_BYTE_LENGTH,
   MAX_SEGMENT_COUNT,
   MAX_TURN_BYTE_LENGTH,
+  MAX_UNSENT_BYTE_LENGTH,
   SEGMENT_BYTE_LENGTH,
 } from './bounds.ts';
 import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
@@ -202,11 +203,14 @@ export class Transmission implements Phase, CommandHost {
     this.#output.flush();
   }
 
-  onDrain(): void {}
+  onDrain(): void {
+    if (this.#connection.hasBacklog) this.#connection.schedule();
+  }
 
   /** Whether the next request has to wait. Whatever it waits for calls schedule() when it comes. */
   #mustWait(): boolean {
     if (this.#requestCount >= this.#maxRequestCount || !this.account.hasRoom) return true;
+    if (this.#connection.transport.pendingByteLength >= MAX_UNSENT_BYTE_LENGTH) return true;
     if (!this.account.serverHasRoom) {
       this.#waitForServer();
       return true;
