@@ -3,7 +3,6 @@
 import { availableParallelism } from 'node:os';
 import { isMainThread } from 'node:worker_threads';
 import { addressOfView, type IovecArray, makeIovecArray, setIovec } from './cursor.ts';
-import { parseEngineChoice } from './index.ts';
 import { type Libc, loadLibc } from './libc.ts';
 
 /** What the C library has for sockets, as koffi binds it. Negative results are errnos. */
@@ -213,7 +212,8 @@ export function socketCalls(): SocketCalls | null {
   calls = null;
   if (!isMainThread) return null;
   const { DMKIT_ENGINE, DMKIT_SOCKETS } = process.env;
-  if (DMKIT_SOCKETS === 'node' || parseEngineChoice(DMKIT_ENGINE) === 'portable') return null;
+  // What else DMKIT_ENGINE may be is the engines' business: they refuse it where it can be told to somebody.
+  if (DMKIT_SOCKETS === 'node' || DMKIT_ENGINE === 'portable') return null;
   const { libc } = loadLibc();
   const library = libc?.sockets() ?? null;
   if (libc !== null && library !== null) calls = new SocketCalls(library, libc);

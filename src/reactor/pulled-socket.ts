@@ -97,7 +97,7 @@ export class PulledSocket {
     if ((events & ~EPOLLOUT) === 0 || this.#closed) return this.#waiting.length === 0;
     // A failure shows in the next call that receives. Nobody asks for it now, and it would be told of again and again.
     if (!this.#isPaused && !this.#hasEnded) return this.#owner.onReadable();
-    this.#unwatch();
+    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.#unwatch();
     return false;
   }
 
@@ -181,8 +181,15 @@ export class PulledSocket {
     const events = (this.#isPaused || this.#hasEnded ? 0 : EPOLLIN) | (this.#waiting.length > 0 ? EPOLLOUT : 0);
     if (!this.#isWatched) {
       if (events === 0) return;
+      const result = poll!.add(this.#fd, this.#key, events);
+      if (result < 0) {
+        // Nobody would ever tell of it again. The caller is in the middle of something.
+        setImmediate(() => {
+          if (!this.#closed) this.#owner.onFailure(-result);
+        });
+        return;
+      }
       this.#isWatched = true;
-      poll!.add(this.#fd, this.#key, events);
     } else if (events !== this.#events) {
       poll!.change(this.#fd, this.#key, events);
     }

@@ -104,7 +104,7 @@ export class SocketTransport implements Transport {
     if (this.#pulled !== null) {
       const last = chunks.length - 1;
       for (let i = 0; i < last; i++) this.#pulled.send(chunks[i]!, 0, chunks[i]!.byteLength, null);
-      this.#pulled.send(chunks[last]!, 0, chunks[last]!.byteLength, onSent);
+      this.#pulled.send(chunks[last]!, 0, chunks[last]!.byteLength, () => this.#guard(onSent));
       return;
     }
     this.#pendingByteLength += byteLength;

@@ -95,6 +95,9 @@ export const MIN_HOLE_BYTE_LENGTH = 32 * 1024;
 /** Data moved for one connection before others (and timers) get their turn. */
 export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;
 
+/** What a request counts for in that besides its data: thousands of requests without any take as long. */
+export const TURN_REQUEST_BYTE_LENGTH = 512;
+
 /** Text after an error reply to an option; far below the protocol's 4096. */
 export const MAX_ERROR_TEXT_BYTE_LENGTH = 512;
 

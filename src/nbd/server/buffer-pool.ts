@@ -92,14 +92,14 @@ export class MemoryAccount {
     return this.#usedByteLength;
   }
 
-  /** Whether another request may begin, as far as this connection goes. */
-  get hasRoom(): boolean {
-    return this.#usedByteLength < this.#maxByteLength;
+  /** Whether another request may begin, as far as this connection goes; `idleByteLength` of it are nobody's data. */
+  hasRoom(idleByteLength: number): boolean {
+    return this.#usedByteLength - idleByteLength < this.#maxByteLength;
   }
 
-  /** Whether it may begin as far as the server goes: one that holds nothing always may, so that everybody gets on. */
-  get serverHasRoom(): boolean {
-    return this.#usedByteLength === 0 || this.#pool.hasRoom;
+  /** Whether it may begin as far as the server goes: one that holds no data always may, so that everybody gets on. */
+  serverHasRoom(idleByteLength: number): boolean {
+    return this.#usedByteLength === idleByteLength || this.#pool.hasRoom;
   }
 
   waitForServer(callback: () => void): void {

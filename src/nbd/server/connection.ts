@@ -122,6 +122,11 @@ export class Connection implements TransportHandler {
   }
 
   onReadable(): boolean {
+    if (this.#inputEnded) {
+      // Nobody fetches it, and it would be told of again and again.
+      this.transport.pause();
+      return false;
+    }
     this.#isReadable = true;
     this.process();
     return this.isQuiet && !this.#scheduled && !this.#inputEnded;

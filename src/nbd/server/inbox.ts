@@ -13,6 +13,8 @@ export class Inbox {
   head = 0;
   tail = 0;
   readonly #account: MemoryAccount;
+  /** Nothing is being read: the memory goes with the last one who uses data in it. */
+  #isResting = false;
 
   constructor(account: MemoryAccount) {
     this.#account = account;
@@ -22,9 +24,19 @@ export class Inbox {
     return this.head === this.tail;
   }
 
+  /**
+   * Memory in which no request has data. Nobody waits for it: a connection that has nothing else must get on, however
+   * little it (or the server) may hold.
+   */
+  get idleByteLength(): number {
+    const { buffer } = this;
+    return buffer !== null && buffer.regionCount === 1 ? buffer.bytes.byteLength : 0;
+  }
+
   /** Memory with room behind `tail`; nothing may be unread. */
   open(): PooledBuffer {
     let { buffer } = this;
+    this.#isResting = false;
     if (buffer !== null && buffer.regionCount === 1) {
       this.head = 0;
       this.tail = 0;
@@ -46,11 +58,23 @@ export class Inbox {
   }
 
   release(buffer: PooledBuffer): void {
-    if (--buffer.regionCount === 0) this.#account.give(buffer);
+    buffer.regionCount--;
+    if (buffer.regionCount === 0) this.#account.give(buffer);
+    else if (this.#isResting && buffer === this.buffer && buffer.regionCount === 1) this.close();
+  }
+
+  /**
+   * Everything was read. Memory that is in use all the same is kept for what comes next, so that small WRITEs that come
+   * one by one don't hold the whole of a buffer each.
+   */
+  rest(): void {
+    if (this.buffer?.regionCount === 1) this.close();
+    else this.#isResting = true;
   }
 
   /** Memory that somebody may still read: it is never used again. */
   abandon(buffer: PooledBuffer): void {
+    if (buffer.regionCount === Number.POSITIVE_INFINITY) return;
     if (this.buffer === buffer) {
       this.buffer = null;
       this.head = 0;
@@ -64,6 +88,7 @@ export class Inbox {
   /** Lets go of the memory. */
   close(): void {
     const { buffer } = this;
+    this.#isResting = false;
     this.buffer = null;
     this.head = 0;
     this.tail = 0;

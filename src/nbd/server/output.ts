@@ -113,6 +113,7 @@ export class Output {
 
   /** Gives up a region that somebody may still write into: its buffer is lost, together with what else is in it. */
   abandon(buffer: PooledBuffer): void {
+    if (buffer.regionCount === Number.POSITIVE_INFINITY) return;
     this.#forget(buffer);
     // Keeps the count from ever coming down to zero again.
     buffer.regionCount = Number.POSITIVE_INFINITY;

@@ -24,6 +24,7 @@ import {
   MAX_TURN_BYTE_LENGTH,
   MAX_UNSENT_BYTE_LENGTH,
   SEGMENT_BYTE_LENGTH,
+  TURN_REQUEST_BYTE_LENGTH,
 } from './bounds.ts';
 import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
 import { checkRequest, hasChanged, type RequestLimits, requestLimits } from './check.ts';
@@ -150,7 +151,7 @@ export class Transmission implements Phase, CommandHost {
       if (this.#long !== null && this.#gathering === null && !this.#beginSegment(this.#long)) return true;
       isAll = this.#gathering === null ? this.#fetch() : this.#fetchPayload(this.#gathering);
     }
-    inbox.close();
+    inbox.rest();
     return false;
   }
 
@@ -171,7 +172,9 @@ export class Transmission implements Phase, CommandHost {
   #fetch(): boolean {
     const inbox = this.#inbox;
     const { bytes } = inbox.open();
-    const room = this.#expectsLongWrite ? HEADER_AHEAD_BYTE_LENGTH : bytes.byteLength - inbox.tail;
+    // Data that is thrown away has no place of its own.
+    const isHeader = this.#expectsLongWrite && this.#payloadLeft === 0;
+    const room = isHeader ? HEADER_AHEAD_BYTE_LENGTH : bytes.byteLength - inbox.tail;
     const count = this.#connection.transport.fetch!(bytes, inbox.tail, room);
     inbox.tail += count;
     return count < room;
@@ -209,9 +212,10 @@ export class Transmission implements Phase, CommandHost {
 
   /** Whether the next request has to wait. Whatever it waits for calls schedule() when it comes. */
   #mustWait(): boolean {
-    if (this.#requestCount >= this.#maxRequestCount || !this.account.hasRoom) return true;
+    const { idleByteLength } = this.#inbox;
+    if (this.#requestCount >= this.#maxRequestCount || !this.account.hasRoom(idleByteLength)) return true;
     if (this.#connection.transport.pendingByteLength >= MAX_UNSENT_BYTE_LENGTH) return true;
-    if (!this.account.serverHasRoom) {
+    if (!this.account.serverHasRoom(idleByteLength)) {
       this.#waitForServer();
       return true;
     }
@@ -250,6 +254,7 @@ export class Transmission implements Phase, CommandHost {
 
   #onHeader(isKnown: boolean, chunk: Uint8Array, offset: number): number {
     const header = this.#header;
+    this.#turnByteLength += TURN_REQUEST_BYTE_LENGTH;
     if (!isKnown) {
       this.#connection.violation('a request without its magic');
       return -1;
@@ -325,6 +330,7 @@ export class Transmission implements Phase, CommandHost {
     const count = Math.min(left, this.#end - offset);
     if (request === null) {
       this.#payloadLeft -= count;
+      this.#turnByteLength += count;
     } else {
       this.#gather(request, chunk, offset, count);
       this.#gathered(request, count);
