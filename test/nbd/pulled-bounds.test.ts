@@ -1,8 +1,11 @@
 // What a connection whose server reads the socket itself may keep of the server's memory, and of everybody's turns.
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { Bio } from '../../src/block/bio.ts';
+import type { Transport, TransportHandler } from '../../src/block/reactor.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
-import { HeldDevice, pattern } from './support.ts';
+import { encodeGoRequest } from '../../src/nbd/protocol/info.ts';
+import { NbdServer } from '../../src/nbd/server/server.ts';
+import { HeldDevice, ManualReactor, option, pattern, request, u32 } from './support.ts';
 import { expectRest, loopTurn, patient, socketLibrary, WireClient, WireServer } from './wire-client.ts';
 
 const [READ, WRITE, DISC, FLUSH] = [0, 1, 2, 3];
@@ -102,7 +105,95 @@ class ThrowingDevice extends HeldDevice {
   }
 }
 
+/** A client that has one more request, and one more, and reads every reply at once. */
+class EndlessTransport implements Transport {
+  readonly peer = 'endless';
+  readonly pendingByteLength = 0;
+  readonly #message: Uint8Array;
+  readonly #reactor: ManualReactor;
+  handler!: TransportHandler;
+  fetchedByteLength = 0;
+  isPulled = false;
+  isPaused = false;
+
+  constructor(reactor: ManualReactor, message: Uint8Array) {
+    this.#reactor = reactor;
+    this.#message = message;
+  }
+
+  setHandler(handler: TransportHandler): void {
+    this.handler = handler;
+  }
+
+  send(_chunks: readonly Uint8Array[], onSent: () => void): void {
+    this.#reactor.wake(onSent);
+  }
+
+  sendNow(_page: Uint8Array, _offset: number, byteLength: number): number {
+    return byteLength;
+  }
+
+  startPull(): void {
+    this.isPulled = true;
+  }
+
+  fetch(page: Uint8Array, offset: number, byteLength: number): number {
+    const message = this.#message;
+    if (this.fetchedByteLength > 4 * MIB) return 0;
+    for (let i = 0; i < byteLength; i++) page[offset + i] = message[(this.fetchedByteLength + i) % message.byteLength]!;
+    this.fetchedByteLength += byteLength;
+    return byteLength;
+  }
+
+  pause(): void {
+    this.isPaused = true;
+  }
+
+  resume(): void {
+    this.isPaused = false;
+  }
+
+  end(): void {}
+
+  destroy(): void {}
+}
+
 describe('turns', () => {
+  it.each([
+    ['requests without data', request({ type: FLUSH })],
+    ['requests that are refused', request({ type: READ, offset: 2n ** 60n, length: 512 })],
+    ['small READs', request({ type: READ, length: 1 })],
+  ])('%s, one after the other for ever, leave others their turns', (_name, message) => {
+    const reactor = new ManualReactor();
+    const server = new NbdServer({ reactor, exports: [{ name: 'disk', device: new MemoryDevice('disk', 64) }] });
+    const transport = new EndlessTransport(reactor, message);
+    server.accept(transport);
+    transport.handler.onData(u32(3));
+    transport.handler.onData(option(7, encodeGoRequest('', [])));
+    reactor.turn();
+    expect(transport.isPulled).toBe(true);
+    let most = 0;
+    const measure = (work: () => void): void => {
+      const before = transport.fetchedByteLength;
+      work();
+      most = Math.max(most, transport.fetchedByteLength - before);
+    };
+    const wake = reactor.wake.bind(reactor);
+    vi.spyOn(reactor, 'wake').mockImplementation((callback) => wake(() => measure(callback)));
+    measure(() => transport.handler.onReadable!());
+    // What was left is done in later turns.
+    expect(transport.isPaused).toBe(true);
+    reactor.turn();
+    for (let i = 0; i < 100 && transport.fetchedByteLength <= 4 * MIB; i++) {
+      measure(() => transport.handler.onReadable!());
+      reactor.turn();
+    }
+    expect(transport.fetchedByteLength).toBeGreaterThan(4 * MIB);
+    expect(most).toBeLessThan(512 * KIB);
+    expect(transport.isPaused).toBe(false);
+    expect(server.statistics.usedByteLength).toBe(0);
+  });
+
   it.each(['end', 'destroy', 'more'])('a client that said goodbye (%s) is not listened to', async (how) => {
     const device = new HeldDevice(64);
     const wire = await WireServer.start(device);

@@ -1,9 +1,12 @@
 // System calls that fail, one after the other, and peers that disappear at every stage: such a connection ends alone,
 // loses no memory, and burns no time.
-import type { Socket } from 'node:net';
+import { connect, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
+import { type Listener, NodeLoop } from '../../src/reactor/node-loop.ts';
+import { tempDir } from '../support/tmp.ts';
 import { HeldDevice, pattern } from './support.ts';
 import {
   expectRest,
@@ -164,6 +167,44 @@ describe.each<SocketKind>(['unix', 'tcp'])('over %s', (kind) => {
     other.socket.end();
     await wire.expectEmpty();
   });
+});
+
+it('what a callback of something sent throws ends its connection alone', async () => {
+  const errors: unknown[] = [];
+  const ends: (Error | null)[] = [];
+  const loop = new NodeLoop({ onError: (error) => errors.push(error) });
+  const path = join(tempDir(), 's.sock');
+  const listener = await new Promise<Listener>((resolve) =>
+    loop.listen(
+      { unix: path },
+      (transport) => {
+        transport.setHandler({
+          onData: () => transport.startPull!(),
+          onEnd: () => {},
+          onDrain: () => {},
+          onReadable: () => {
+            transport.fetch!(new Uint8Array(100), 0, 100);
+            // Through the event loop, with more than the kernel takes at once.
+            transport.send([new Uint8Array(8 * MIB)], () => {
+              throw new Error('a bug');
+            });
+            return true;
+          },
+          onClose: (error) => ends.push(error),
+        });
+      },
+      (_error, made) => resolve(made!),
+    ),
+  );
+  const socket = connect(path);
+  socket.on('error', () => {});
+  socket.resume();
+  socket.write('x');
+  for (let i = 0; i < 20; i++) await loopTurn();
+  socket.write('y');
+  await expect.poll(() => ends.map(String), patient).toEqual(['Error: a bug']);
+  expect(errors.map(String)).toEqual(['Error: a bug']);
+  await new Promise<void>((resolve) => listener.close(resolve));
 });
 
 describe('a peer that disappears', () => {

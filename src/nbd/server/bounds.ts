@@ -96,7 +96,7 @@ export const MIN_HOLE_BYTE_LENGTH = 32 * 1024;
 export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;
 
 /** What a request counts for in that besides its data: thousands of requests without any take as long. */
-export const TURN_REQUEST_BYTE_LENGTH = 512;
+export const TURN_REQUEST_BYTE_LENGTH = 2048;
 
 /** Text after an error reply to an option; far below the protocol's 4096. */
 export const MAX_ERROR_TEXT_BYTE_LENGTH = 512;
