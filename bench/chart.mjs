@@ -180,5 +180,5 @@ export function drawChart(result) {
     ...placed.flatMap(({ title, rows, x, y }) => drawSection(title, rows, x, y)),
     ...foot.map((line, i) => text(MARGIN, height + 10 + i * FOOT_LINE_HEIGHT, line, { size: 10, fill: '#555' })),
   ];
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${fullHeight}" viewBox="0 0 ${width} ${fullHeight}" font-family="system-ui, sans-serif">\n${parts.join('\n')}\n</svg>\n`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${fullHeight}" viewBox="0 0 ${width} ${fullHeight}" font-family="system-ui, sans-serif">\n<title>How many times as good the first contestant of each row is as the others</title>\n${parts.join('\n')}\n</svg>\n`;
 }

@@ -81,7 +81,13 @@ export class ClientControl implements Control {
     try {
       this.#remote = await findDaemon(this.folder);
       if (this.#remote !== null) return this.#remote;
-      await this.#tellLost(name);
+      const lost = await this.#lostDevices(name);
+      if (lost !== null) {
+        // A daemon that another command has just started has a journal, too: then nothing was lost.
+        this.#remote = await findDaemon(this.folder);
+        if (this.#remote !== null) return this.#remote;
+        this.#options.onLost!(lost);
+      }
       if (MAKES_DEVICES.includes(name)) this.#remote = await findOrStart(this.folder);
       return this.#remote;
     } catch (error) {
@@ -91,13 +97,13 @@ export class ClientControl implements Control {
     }
   }
 
-  /** No daemon, but its journal or the one of its predecessor: devices are gone. */
-  async #tellLost(name: RequestName): Promise<void> {
-    if (this.#lookedForLost || name === 'restore' || this.#options.onLost === undefined) return;
+  /** No daemon, but its journal or the one of its predecessor: devices are gone. Looks once, where somebody is to be told. */
+  async #lostDevices(name: RequestName): Promise<string[] | null> {
+    if (this.#lookedForLost || name === 'restore' || this.#options.onLost === undefined) return null;
     this.#lookedForLost = true;
     const { readJournal } = await import('../daemon/journal.ts');
     const state = readJournal(this.folder.journal) ?? readJournal(this.folder.lostJournal);
-    if (state !== null) this.#options.onLost(state.devices.map((device) => device.name));
+    return state === null ? null : state.devices.map((device) => device.name);
   }
 
   /** Who removes everything does not want it back. */

@@ -65,7 +65,7 @@ describePeer(['psktool', 'nbdinfo', 'nbdcopy', 'qemu-img'], 'shared keys', () =>
 
     const wrong = tempDir('psk');
     const wrongKey = await keys(wrong);
-    await fails(peer('nbdinfo'), [uris[0]!.replace(encodeURIComponent(psk), encodeURIComponent(wrongKey))]);
+    await fails(peer('nbdinfo'), [uris[0]!.replace(psk, wrongKey)]);
     await fails(peer('nbdinfo'), [uris[0]!.replace('alice', 'bob')]);
     await fails(peer('qemu-img'), ['info', ...qemuImage(uri, credentials.replace(`dir=${folder}`, `dir=${wrong}`))]);
     const inTheClear = `nbd+unix:///d?socket=${folder}/s`;
