@@ -74,8 +74,10 @@ export class Daemon {
     this.#nbd = new NbdServer({
       reactor: loop,
       onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
+      onAttach: (device) => this.#exports.onAttach(device),
+      onDetach: (device) => this.#exports.onDetach(device),
     });
-    this.#exports = new NbdExports(this.#nbd, mapper, loop);
+    this.#exports = new NbdExports(this.#nbd, mapper);
     this.#journal = new Journal(options.folder.journal, mapper.major);
     mapper.onRemove = (device) => {
       this.#exports.remove(device);
@@ -108,7 +110,7 @@ export class Daemon {
 
   /** @throws DmError where a socket cannot be made */
   async listen(): Promise<void> {
-    this.#listeners.push(await this.#listen(this.#folder.nbdSocket, (transport) => this.#exports.accept(transport)));
+    this.#listeners.push(await this.#listen(this.#folder.nbdSocket, (transport) => this.#nbd.accept(transport)));
     this.#listeners.push(
       await this.#listen(this.#folder.controlSocket, (transport) => this.#controlServer.accept(transport)),
     );

@@ -140,19 +140,27 @@ describe.each<SocketKind>(['unix', 'tcp'])('over %s', (kind) => {
     const device = new HeldDevice(8192);
     const wire = await WireServer.start(device, kind, { maxConnectionRequestCount: 1 });
     const other = await WireClient.open(wire);
+    const library = socketLibrary();
+    const { controlPoll } = library;
+    const watched: number[] = [];
+    const removed: number[] = [];
+    let refuses = false;
+    const spy = vi.spyOn(library, 'controlPoll').mockImplementation((poll, operation, fd, event) => {
+      if (operation === 1 && refuses) return -Errno.ENOMEM;
+      if (operation === 1) watched.push(fd);
+      if (operation === 2) removed.push(fd);
+      return controlPoll(poll, operation, fd, event);
+    });
     const client = await WireClient.open(wire);
+    await expect.poll(() => watched.length, patient).toBe(1);
     // The others have to wait: the socket is not read, and the peer's end takes it out of the watch.
     for (const cookie of [1, 2, 3]) client.socket.write(client.encode({ type: READ, cookie, length: MIB }));
     await expect.poll(() => device.bios.length, patient).toBe(1);
-    kind === 'tcp' ? client.socket.resetAndDestroy() : client.socket.destroy();
     await expectRest();
-    const library = socketLibrary();
-    const { controlPoll } = library;
-    const spy = vi
-      .spyOn(library, 'controlPoll')
-      .mockImplementation((poll, operation, fd, event) =>
-        operation === 1 ? -Errno.ENOMEM : controlPoll(poll, operation, fd, event),
-      );
+    refuses = true;
+    kind === 'tcp' ? client.socket.resetAndDestroy() : client.socket.destroy();
+    await expect.poll(() => removed, patient).toContain(watched[0]);
+    await expectRest();
     vi.spyOn(library, 'send').mockReturnValueOnce(-Errno.EAGAIN);
     device.finish(0);
     await expect.poll(() => device.bios.length, patient).toBe(1);

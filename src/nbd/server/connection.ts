@@ -1,5 +1,6 @@
 // One client's connection: what arrives goes to the phase it is in (handshake, then transmission), and whatever goes
 // wrong inside ends this connection alone.
+import type { BlockDevice } from '../../block/block-device.ts';
 import type { Reactor, Timer, Transport, TransportHandler, TransportSecurity } from '../../block/reactor.ts';
 import { MalformedError } from '../protocol/info.ts';
 import type { MemoryAccount } from './buffer-pool.ts';
@@ -29,6 +30,9 @@ export interface ConnectionHost {
   newAccount(): MemoryAccount;
   /** An exception or a protocol violation in words; the connection is being closed. */
   report(error: Error, peer: string): void;
+  /** The connection has chosen an export, with this device; `onDetach` follows when its transport is gone. */
+  onAttach(device: BlockDevice): void;
+  onDetach(device: BlockDevice): void;
   /** During a shutdown: the connection has answered everything. It stays open until the server ends it. */
   onQuiet(): void;
   /** The transport is gone and no device has a request of it any more. */
@@ -145,6 +149,8 @@ export class Connection implements TransportHandler {
     this.#stopTimer();
     this.#backlog = [];
     this.#guard(() => this.#phase.close());
+    const { entry } = this;
+    if (entry !== null) this.#guard(() => this.host.onDetach(entry.device));
     this.checkGone();
   }
 
@@ -223,6 +229,7 @@ export class Connection implements TransportHandler {
   enterTransmission(entry: NbdExport, negotiation: Negotiation): void {
     this.#stopTimer();
     this.entry = entry;
+    this.host.onAttach(entry.device);
     this.#phase = new Transmission(this, entry, negotiation);
     this.transport.startPull?.();
   }

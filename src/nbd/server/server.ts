@@ -29,6 +29,10 @@ export interface NbdServerOptions {
   extendedHeaders?: boolean;
   /** Told of exceptions (bugs, also a device's) and, as MalformedError, of protocol violations; the connection is closed. */
   onError?: (error: Error, peer: string) => void;
+  /** A connection has chosen the export of this device. */
+  onAttach?: (device: BlockDevice) => void;
+  /** The transport of a connection that had chosen it is gone; the device may have requests of it still. */
+  onDetach?: (device: BlockDevice) => void;
   /** From accept to the transmission phase; 30 s. */
   handshakeTimeoutMilliseconds?: number;
   /** Connections at one time; one more is closed at once; 256. */
@@ -84,6 +88,8 @@ export class NbdServer {
       },
       newAccount: () => new MemoryAccount(this.#pool, maxConnectionByteLength),
       report: (error, peer) => options.onError?.(error, peer),
+      onAttach: (device) => options.onAttach?.(device),
+      onDetach: (device) => options.onDetach?.(device),
       onQuiet: () => this.#shutdown?.check(),
       onGone: (connection) => {
         this.#connections.delete(connection);
