@@ -186,12 +186,11 @@ export class Commands {
     request.step = STEP_DATA;
     if (((request.head | request.byteLength) & this.#mask) !== 0) {
       this.#claim(request, this.coverByteLength(request) >> SECTOR_SHIFT, true);
-    } else if (this.#lock.isFree) {
-      request.epoch = this.#lock.enter();
-      this.#submitWrite(request);
-    } else {
-      this.#claim(request, request.byteLength >> SECTOR_SHIFT, false);
+      return;
     }
+    request.epoch = this.#lock.tryEnter();
+    if (request.epoch >= 0) this.#submitWrite(request);
+    else this.#claim(request, request.byteLength >> SECTOR_SHIFT, false);
   }
 
   #claim(request: Request, sectorCount: number, isExclusive: boolean): void {
@@ -300,12 +299,9 @@ export class Commands {
   /** TRIM or WRITE_ZEROES of whole blocks. */
   #changeRange(request: Request): void {
     request.step = STEP_DATA;
-    if (this.#lock.isFree) {
-      request.epoch = this.#lock.enter();
-      this.#submitRange(request);
-    } else {
-      this.#claim(request, request.byteLength / SECTOR_SIZE, false);
-    }
+    request.epoch = this.#lock.tryEnter();
+    if (request.epoch >= 0) this.#submitRange(request);
+    else this.#claim(request, request.byteLength / SECTOR_SIZE, false);
   }
 
   #submitRange(request: Request): void {

@@ -5,7 +5,13 @@
 //
 // Waiting for those is done in two epochs, as in the kernel's SRCU: one that fills and one that runs empty. So a whole
 // write costs two additions, however many there are.
+//
+// Where other threads write to the same bytes, each lock has a gate (SharedGate). Then a write of whole blocks is counted
+// there too; and claims for parts of blocks, when their turn in this thread has come, wait for the thread's turn among
+// all. All that have come so far go through together; who comes later waits for the next time, so that other threads have
+// theirs.
 import type { BlockDevice } from '../../block/block-device.ts';
+import type { SharedGate } from './shared-gate.ts';
 
 /** A wish for a range of sectors, or the right to it. May be used again when it is over. */
 export class RangeClaim {
@@ -43,19 +49,41 @@ export class RangeLock {
   #draining: RangeClaim[] = [];
   #late: RangeClaim[] = [];
 
-  /** Nobody changes part of a block: {@link enter} at once. */
+  #gate: SharedGate | null = null;
+  /** Claims of whole blocks that only another thread keeps from their sectors; still in `#claims`. */
+  #barred: RangeClaim[] = [];
+  /** Exclusive claims that nobody in this thread is in the way of, and that wait for its turn. */
+  #drained: RangeClaim[] = [];
+  /** Claims that were granted in this turn and are not released. */
+  #turnClaimCount = 0;
+
+  /** Nobody in this thread changes part of a block, or waits. */
   get isFree(): boolean {
     return this.#claims.length === 0;
   }
 
-  /** Counts a write of whole blocks that begins, while {@link isFree}. @returns what {@link leave} wants */
-  enter(): number {
+  /** Heeds other threads from now on. @throws Error when the lock is in use or has a gate, or the gate has a lock */
+  share(gate: SharedGate): void {
+    if (this.#gate !== null) throw new Error('the lock is shared already');
+    if (!this.isFree || this.#underWay[0] + this.#underWay[1] > 0) throw new Error('the lock is in use');
+    gate.attach(() => this.#onLook());
+    this.#gate = gate;
+  }
+
+  /** Counts a write of whole blocks that begins. @returns what {@link leave} wants; -1 when it has to {@link claim} */
+  tryEnter(): number {
+    if (this.#claims.length > 0 || (this.#gate !== null && !this.#gate.tryEnter())) return -1;
+    return this.#count();
+  }
+
+  #count(): number {
     this.#underWay[this.#epoch as 0 | 1]++;
     return this.#epoch;
   }
 
   /** It has ended. */
   leave(epoch: number): void {
+    if (this.#gate !== null) this.#gate.leave();
     if (--this.#underWay[epoch as 0 | 1] === 0 && this.#draining.length > 0 && epoch !== this.#epoch) {
       this.#onDrained();
       this.#run();
@@ -76,6 +104,7 @@ export class RangeLock {
   /** Ends an exclusive claim that was granted. */
   release(claim: RangeClaim): void {
     this.#remove(claim);
+    if (this.#gate !== null && --this.#turnClaimCount === 0) this.#gate.giveBack();
     this.#run();
   }
 
@@ -92,24 +121,62 @@ export class RangeLock {
   #run(): void {
     if (this.#isRunning) return;
     this.#isRunning = true;
-    for (let i = 0; i < this.#ready.length; i++) this.#pass(this.#ready[i]!);
-    this.#ready = [];
+    do {
+      for (let i = 0; i < this.#ready.length; i++) this.#pass(this.#ready[i]!);
+      this.#ready = [];
+    } while (this.#gate !== null && this.#takeTurn(this.#gate));
     this.#isRunning = false;
+    if (this.#gate !== null) this.#waitAt(this.#gate);
   }
 
   #pass(claim: RangeClaim): void {
     if (!claim.isExclusive) {
-      this.#remove(claim);
-      claim.epoch = this.enter();
-      claim.onGranted();
+      this.#passWhole(claim);
     } else if (claim.isDrained || this.#underWay[0] + this.#underWay[1] === 0) {
-      claim.onGranted();
+      if (this.#gate === null) claim.onGranted();
+      else this.#drained.push(claim);
     } else if (this.#draining.length > 0) {
       this.#late.push(claim);
     } else {
       this.#draining.push(claim);
       this.#epoch ^= 1;
     }
+  }
+
+  #passWhole(claim: RangeClaim): void {
+    if (this.#gate !== null && (this.#barred.length > 0 || !this.#gate.tryEnter())) {
+      this.#barred.push(claim);
+      return;
+    }
+    this.#remove(claim);
+    claim.epoch = this.#count();
+    claim.onGranted();
+  }
+
+  /** Grants the exclusive claims that wait for this thread's turn, when it comes. @returns whether it has come */
+  #takeTurn(gate: SharedGate): boolean {
+    if (this.#turnClaimCount > 0 || this.#drained.length === 0 || !gate.tryTake()) return false;
+    const claims = this.#drained;
+    this.#drained = [];
+    this.#turnClaimCount = claims.length;
+    for (const claim of claims) claim.onGranted();
+    return true;
+  }
+
+  /** Sees to it that claims which wait for other threads are looked at again. */
+  #waitAt(gate: SharedGate): void {
+    const isBarred = this.#barred.length > 0;
+    gate.setWaiting(isBarred);
+    if (isBarred || (this.#drained.length > 0 && this.#turnClaimCount === 0)) gate.lookAgain();
+    else gate.rest();
+  }
+
+  #onLook(): void {
+    if (this.#barred.length > 0 && this.#gate!.isOpen) {
+      this.#ready.push(...this.#barred);
+      this.#barred = [];
+    }
+    this.#run();
   }
 
   #onDrained(): void {
@@ -127,7 +194,7 @@ export class RangeLock {
 
 const locks = new WeakMap<BlockDevice, RangeLock>();
 
-/** The lock of a device, one for all connections, exports and servers that use it. */
+/** The lock of a device, one for all connections, exports and servers of this thread that use it. */
 export function rangeLockOf(device: BlockDevice): RangeLock {
   let lock = locks.get(device);
   if (lock === undefined) {
@@ -135,4 +202,14 @@ export function rangeLockOf(device: BlockDevice): RangeLock {
     locks.set(device, lock);
   }
   return lock;
+}
+
+/**
+ * Lets the device's lock heed other threads, whose devices write to the same bytes; each has its own gate over the same
+ * memory.
+ *
+ * @throws Error when requests use the lock, it is shared already, or the gate is another lock's
+ */
+export function shareRangeLock(device: BlockDevice, gate: SharedGate): void {
+  rangeLockOf(device).share(gate);
 }
