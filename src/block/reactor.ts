@@ -79,6 +79,13 @@ export interface Transport {
     nextOffset: number,
     nextByteLength: number,
   ): number;
+  /**
+   * Gives the connection away, before it has a handler: the transport is closed then. Absent where it never can.
+   *
+   * @returns another descriptor of the connection, for a reactor of any thread; null where nothing could be done, and all
+   *   is as it was
+   */
+  giveAway?(): number | null;
   /** Stops reading from the peer, so that its own buffers fill and it waits. */
   pause(): void;
   resume(): void;

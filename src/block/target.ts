@@ -113,6 +113,8 @@ export interface TargetType<Context = unknown> {
   readonly alwaysWriteable?: boolean;
   /** Once in a live table, only a table of the same type may replace it. */
   readonly immutable?: boolean;
+  /** Where data goes follows from the table alone: the same line may be live in several threads at once. */
+  readonly stateless?: boolean;
 
   /** Reads the arguments, opens devices, sets the capabilities. @throws TargetError */
   construct(target: Target<Context>, args: readonly string[], setup: TargetSetup): Context;

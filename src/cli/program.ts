@@ -49,6 +49,7 @@ function buildProgram(setExitCode: (code: number) => void): Command {
       '--reconnect <seconds>',
       'how long the server of an NBD URI that went away is waited for; 60 (DMKIT_RECONNECT)',
     )
+    .option('--threads <count>', 'threads that share the connections; one for each processor, 4 at the most')
     .option('--run <command>', 'run a shell command with $uri set, then stop and exit with its code')
     .addHelpText('after', SERVE_HELP)
     .action(async (names: string[], options: Omit<ServeOptions, 'names'>) => {
@@ -89,6 +90,9 @@ const SERVE_HELP = `
 A table has dmsetup's form, one line a target: START LENGTH TYPE PARAMETERS, in sectors of 512 bytes.
   linear DEVICE OFFSET | striped STRIPES CHUNK [DEVICE OFFSET]... | zero | error
 DEVICE is an image, a block device, MAJOR:MINOR, /dev/mapper/NAME of a device named earlier, or an NBD URI.
+
+Connections are shared out to threads (--threads) where all lines are linear, striped, zero or error over images and
+block devices.
 
 The command prints a URI for each device when it is ready. SIGINT or SIGTERM stops it: no new client, what is in
 flight is finished and flushed. Started with a listening socket (LISTEN_FDS), it serves that and prints nothing.

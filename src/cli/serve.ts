@@ -1,12 +1,12 @@
 // dmkit serve: devices out of tables, exported over NBD until a signal comes or the command given has ended.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { availableParallelism, constants, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
 import type { NbdLinkState } from '../devices/nbd-links.ts';
-import { isRemote, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
+import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
 import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { DeviceMapper } from '../reactor/device-mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
@@ -28,8 +28,11 @@ export interface ServeOptions {
   tlsVerifyPeer?: boolean;
   run?: string;
   reconnect?: string;
+  threads?: string;
 }
 
+/** More than this, whoever wants it has to ask for it: each takes memory, and clients need processors too. */
+const DEFAULT_MAX_THREAD_COUNT = 4;
 const PARENT_CHECK_MILLISECONDS = 500;
 const EXIT_SUCCESS = 0;
 const EXIT_FAILURE = 1;
@@ -204,6 +207,14 @@ function inheritedSocket(options: ServeOptions): number | null {
   return inherited;
 }
 
+/** @throws DmError EINVAL for what is no count of threads */
+function threadCount(option: string | undefined): number {
+  if (option === undefined) return Math.min(DEFAULT_MAX_THREAD_COUNT, availableParallelism());
+  const count = Number(option);
+  if (/^\d+$/.test(option) && count >= 1 && count <= MAX_THREAD_COUNT) return count;
+  throw new DmError(Errno.EINVAL, `--threads ${option}: a number from 1 to ${MAX_THREAD_COUNT} is needed`);
+}
+
 /** Serves until told to stop. @returns the exit code */
 export async function serve(options: ServeOptions): Promise<number> {
   const tables = readTables(options);
@@ -222,6 +233,7 @@ export async function serve(options: ServeOptions): Promise<number> {
       readOnly,
       allowRemote: options.allowRemote ?? false,
       ...(tls === undefined ? {} : { tls }),
+      threads: threadCount(options.threads),
       onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
     });
     try {

@@ -131,7 +131,8 @@ export class HostBlockDevice extends EngineDevice {
 
   /** Takes over the size that the device has now. @returns sectorCount */
   refreshSize(): number {
-    const geometry = this.#libc === null ? askSysfs(this.name, this.path) : askDevice(this.#libc, this.fd, this.path);
+    const geometry =
+      this.#libc === null ? askSysfs(this.name, this.path) : askDevice(this.#libc, this.descriptor, this.path);
     this.sectorCount = geometry.sectorCount;
     return this.sectorCount;
   }

@@ -45,7 +45,7 @@ export abstract class EngineDevice implements BlockDevice {
   }
 
   /** The open descriptor, for questions that are no requests. */
-  protected get fd(): number {
+  get descriptor(): number {
     return this.#file.fd;
   }
 

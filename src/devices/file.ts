@@ -56,7 +56,7 @@ export class FileDevice extends EngineDevice implements BlockDevice {
 
   /** Takes over the size that the file has now. @returns sectorCount */
   refreshSize(): number {
-    this.sectorCount = wholeSectors(this.fd);
+    this.sectorCount = wholeSectors(this.descriptor);
     return this.sectorCount;
   }
 }

@@ -2,6 +2,7 @@
 export { HostBlockDevice } from './block.ts';
 export { FileDevice } from './file.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './memory.ts';
+export type { HeldFile } from './open.ts';
 export {
   type DeviceInfo,
   DeviceRegistry,

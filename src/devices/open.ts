@@ -19,6 +19,13 @@ export interface Found {
   readonly direct?: boolean;
 }
 
+/** A file that another thread of this process has open. */
+export interface HeldFile {
+  /** As in {@link Found}. */
+  readonly key: string;
+  readonly fd: number;
+}
+
 /** An open file with its engine. */
 export interface Opened {
   readonly file: EngineFile;
@@ -114,11 +121,14 @@ function findByNumber(argument: string): Found {
  * Opens what was found. Writing takes a lock: an OFD lock on a file, O_EXCL on a block device. Reading takes none: an
  * image may be read by others while it is written, as the kernel allows.
  *
+ * @param held the same file where another thread has it open: opened through that whatever the path leads to by now, and
+ *   without a lock of its own, for that one's is this process's
  * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
  */
-export function openFound(engines: EngineSet, found: Found, readOnly: boolean, path: string = found.path): Opened {
+export function openFound(engines: EngineSet, found: Found, readOnly: boolean, held: HeldFile | null = null): Opened {
   const { O_RDONLY, O_RDWR, O_EXCL, O_DIRECT } = fs.constants;
-  const exclusive = found.kind === 'block' ? O_EXCL : 0;
+  const path = held === null ? found.path : `/proc/self/fd/${held.fd}`;
+  const exclusive = found.kind === 'block' && held === null ? O_EXCL : 0;
   // The engine is asked for first: one that can't be had is no reason to touch the file.
   const libc = engines.libc;
   const direct = found.direct === true;
@@ -137,8 +147,8 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean, p
   try {
     const isSame = describe(found.path, fs.fstatSync(fd, { bigint: true })).key === found.key;
     if (!isSame) throw new DmError(Errno.ENODEV, `${found.path} was replaced while it was opened; try again`);
-    let locked = !readOnly && found.kind === 'block';
-    if (!readOnly && found.kind === 'file' && libc !== null) locked = lockForWriting(libc, fd, found.path);
+    let locked = !readOnly && (found.kind === 'block' || held !== null);
+    if (!readOnly && !locked && libc !== null) locked = lockForWriting(libc, fd, found.path);
     const directIo = direct && libc !== null ? directIoOf(libc, fd) : null;
     return { file: engines.open(fd, found.kind, found.path, directIo), locked };
   } catch (error) {

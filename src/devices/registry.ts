@@ -10,7 +10,7 @@ import { HostBlockDevice, isWriteProtected } from './block.ts';
 import type { EngineDevice } from './engine-device.ts';
 import { FileDevice, takesHoles } from './file.ts';
 import { canonicalNbdUri, isNbdUri } from './nbd-uri.ts';
-import { type Found, findDevice, type Opened, openFound } from './open.ts';
+import { type Found, findDevice, type HeldFile, type Opened, openFound } from './open.ts';
 
 export interface DeviceRegistryOptions {
   reactor: Reactor;
@@ -20,6 +20,8 @@ export interface DeviceRegistryOptions {
   baseFolder?: string;
   /** Which files and block devices are opened around the page cache; 'auto' unless given. */
   directIo?: DirectIoChoice;
+  /** What another thread of this process has open, from its {@link DeviceRegistry.heldFile}. Nothing else can be opened then. */
+  heldFiles?: readonly HeldFile[];
 }
 
 /** O_DIRECT for everything, for nothing, or as each open says: 'auto'. */
@@ -66,6 +68,7 @@ export class DeviceRegistry implements DeviceResolver {
   readonly engines: EngineSet;
   readonly #baseFolder: string | undefined;
   readonly #directIo: DirectIoChoice;
+  readonly #heldFiles: ReadonlyMap<string, HeldFile> | null;
   readonly #registered = new Map<string, Entry>();
   readonly #byKey = new Map<string, Entry>();
   readonly #byDevice = new Map<BlockDevice, Entry>();
@@ -82,6 +85,8 @@ export class DeviceRegistry implements DeviceResolver {
     else this.engines = new EngineSet(engine === undefined ? { reactor } : { reactor, engine });
     this.#baseFolder = baseFolder;
     this.#directIo = options.directIo ?? 'auto';
+    const { heldFiles } = options;
+    this.#heldFiles = heldFiles === undefined ? null : new Map(heldFiles.map((held) => [held.key, held]));
   }
 
   /**
@@ -188,6 +193,12 @@ export class DeviceRegistry implements DeviceResolver {
     for (const device of this.#byDevice.keys()) yield this.info(device)!;
   }
 
+  /** An open file or block device for registries of other threads; null for a device that is in this thread alone. */
+  heldFile(device: BlockDevice): HeldFile | null {
+    const opened = this.#byDevice.get(device)?.opened ?? null;
+    return opened === null ? null : { key: opened.found.key, fd: opened.device.descriptor };
+  }
+
   #make(found: Found, readOnly: boolean): Entry {
     const opened = this.#openPossiblyProtected(found, readOnly);
     const { file, locked } = opened;
@@ -254,11 +265,20 @@ export class DeviceRegistry implements DeviceResolver {
   #openFile(found: Found, readOnly: boolean): Opened {
     const ending = readOnly ? undefined : this.#ending.get(found.key);
     const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
-    if (!fits || !ending.file.engine.reopen(ending.file)) return openFound(this.engines, found, readOnly);
+    if (!fits || !ending.file.engine.reopen(ending.file)) {
+      return openFound(this.engines, found, readOnly, this.#heldFile(found));
+    }
     this.#ending.delete(found.key);
     ending.file.path = found.path;
     ending.file.failure = null;
     return ending;
+  }
+
+  #heldFile(found: Found): HeldFile | null {
+    if (this.#heldFiles === null) return null;
+    const held = this.#heldFiles.get(found.key);
+    if (held !== undefined) return held;
+    throw new DmError(Errno.ENODEV, `${found.path} is not what it was when the server opened it`);
   }
 
   #noteEnding(key: string, opened: Opened): void {

@@ -202,15 +202,21 @@ export class SocketPoll {
 }
 
 let calls: SocketCalls | null | undefined;
+let isAllowed = isMainThread;
+
+/** Lets this worker have socket calls. It must never be terminated while it has connections, unless the process ends too. */
+export function allowSocketCalls(): void {
+  isAllowed = true;
+}
 
 /**
  * The calls of this thread; null where there is no koffi, or it is not wanted (DMKIT_ENGINE=portable, DMKIT_SOCKETS=node).
- * A worker has none: when it is terminated nothing would close its descriptors, and its peers would wait for ever.
+ * A worker has none by itself: when it is terminated nothing would close its descriptors, and its peers would wait for ever.
  */
 export function socketCalls(): SocketCalls | null {
   if (calls !== undefined) return calls;
   calls = null;
-  if (!isMainThread) return null;
+  if (!isAllowed) return null;
   const { DMKIT_ENGINE, DMKIT_SOCKETS } = process.env;
   // What else DMKIT_ENGINE may be is the engines' business: they refuse it where it can be told to somebody.
   if (DMKIT_SOCKETS === 'node' || DMKIT_ENGINE === 'portable') return null;

@@ -58,6 +58,9 @@ export class MappedDevice implements RequestOwner {
   readonly #turns = new Turns();
   readonly #gate = new IoGate({ passDeferred: (bio) => this.#passDeferred(bio) });
 
+  /** Why its table must stay as it is, and live; null where it need not. */
+  pinned: string | null = null;
+
   constructor(dmName: string, uuid: string, major: number, minor: number) {
     this.dmName = dmName;
     this.uuid = uuid;

@@ -27,6 +27,10 @@ export interface LoadOptions {
   translate?: (argument: string) => string;
 }
 
+function refusePinned(device: MappedDevice): void {
+  if (device.pinned !== null) throw new DmError(Errno.EBUSY, `${device.dmName}: ${device.pinned}`);
+}
+
 /** Tables of one device that use another, by the mode they open it in. */
 interface Uses {
   read: number;
@@ -121,6 +125,7 @@ export class Mapper implements DeviceResolver {
    */
   load(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions = {}): void {
     const entries = typeof table === 'string' ? parseTable(table) : table;
+    refusePinned(device);
     device.load(
       buildTable(entries, {
         registry: this.#registry,
@@ -169,6 +174,7 @@ export class Mapper implements DeviceResolver {
   }
 
   suspend(device: MappedDevice, options: SuspendOptions, done: () => void): StateChange {
+    refusePinned(device);
     return device.suspend(options, done);
   }
 

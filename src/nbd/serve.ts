@@ -1,12 +1,18 @@
 // Serving the devices of a DeviceMapper over NBD: listening, one export a device, and the end of it.
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { socketCalls } from '../engine/socket-calls.ts';
 import type { DeviceMapper } from '../reactor/device-mapper.ts';
 import type { Disk } from '../reactor/disk.ts';
 import { isLoopback, type ListenAddress, type Listener } from '../reactor/node-loop.ts';
 import { formatNbdUri, type NbdUri } from './protocol/uri.ts';
+import { shareRangeLock } from './server/range-lock.ts';
 import { NbdServer, type NbdServerOptions } from './server/server.ts';
+import { NbdThreads } from './threads.ts';
 import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
+
+/** Each has a heap of its own. */
+export const MAX_THREAD_COUNT = 64;
 
 export interface ServeNbdOptions {
   /** Where to listen. A string is `unix:PATH` or `tcp:HOST:PORT`. */
@@ -19,6 +25,11 @@ export interface ServeNbdOptions {
   tls?: NbdTlsOptions;
   /** TCP addresses beyond this machine are taken too, when `listen` is a string. */
   allowRemote?: boolean;
+  /**
+   * Threads that share the connections, this one included; 1 unless given. Only for devices whose lines keep no state and
+   * end in files or block devices: others have one. Their tables can't be replaced or suspended meanwhile (EBUSY).
+   */
+  threads?: number;
   /** Told of a client that broke the protocol and of anything unexpected inside a connection. */
   onError?: NbdServerOptions['onError'];
 }
@@ -59,11 +70,18 @@ function listenAddress({ listen: where, allowRemote = false }: ServeNbdOptions):
   return 'host' in address && typeof where === 'string' ? { ...address, allowRemote } : address;
 }
 
-function listen(dm: DeviceMapper, address: ListenAddress, server: NbdServer): Promise<Listener> {
+function listen(
+  dm: DeviceMapper,
+  address: ListenAddress,
+  server: NbdServer,
+  threads: NbdThreads | null,
+): Promise<Listener> {
   return new Promise((resolve, reject) => {
     dm.loop.listen(
       address,
-      (transport) => server.accept(transport),
+      (transport) => {
+        if (threads?.take(transport, server.statistics.connectionCount) !== true) server.accept(transport);
+      },
       (error, listener) => {
         if (listener !== null) resolve(listener);
         else
@@ -73,6 +91,18 @@ function listen(dm: DeviceMapper, address: ListenAddress, server: NbdServer): Pr
       },
     );
   });
+}
+
+/** The threads beside this one; null where there are to be none, or these devices can't have any. */
+function startThreads(dm: DeviceMapper, names: readonly string[], options: ServeNbdOptions): NbdThreads | null {
+  const { threads: threadCount = 1, readOnly = false, tls = null, onError = () => {} } = options;
+  if (!Number.isInteger(threadCount) || threadCount < 1 || threadCount > MAX_THREAD_COUNT) {
+    throw new DmError(Errno.EINVAL, `${threadCount} threads: 1 to ${MAX_THREAD_COUNT} can be`);
+  }
+  // Without calls on sockets a connection can't be given to another thread.
+  if (threadCount === 1 || socketCalls() === null) return null;
+  const threads = NbdThreads.start(dm, { threadCount, names, readOnly, tls, onError });
+  return typeof threads === 'string' ? null : threads;
 }
 
 /**
@@ -91,26 +121,31 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
   const tls = options.tls === undefined ? null : serverTls(options.tls);
   const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls);
   const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
+  const readOnly = options.readOnly ?? false;
   const disks: Disk[] = [];
+  const threads = startThreads(dm, names, options);
   const server = new NbdServer({
     reactor: dm.loop,
+    ...(threads === null ? {} : { maxServerByteLength: threads.maxServerByteLength }),
     ...(options.onError ? { onError: options.onError } : {}),
     ...(tls === null ? {} : { tls }),
   });
   try {
-    for (const name of names) {
-      const disk = await dm.open(`/dev/mapper/${dm.mapper.get(name).dmName}`, { readOnly: options.readOnly ?? false });
+    for (const [index, name] of names.entries()) {
+      const disk = await dm.open(`/dev/mapper/${dm.mapper.get(name).dmName}`, { readOnly });
       disks.push(disk);
-      server.exports.add({ name, device: disk.device, readOnly: options.readOnly ?? false });
+      if (threads !== null) shareRangeLock(disk.device, threads.gates[index]!);
+      server.exports.add({ name, device: disk.device, readOnly });
     }
-    const listener = await listen(dm, address, server);
+    const listener = await listen(dm, address, server, threads);
     return {
       address: listener.address,
       server,
       uri: (name) => formatNbdUri({ ...placeOf(address, listener), ...uriParts, exportName: name }),
-      close: () => close(listener, server, disks),
+      close: () => close(listener, server, threads, disks),
     };
   } catch (error) {
+    await threads?.close();
     for (const disk of disks) disk.close();
     throw error;
   }
@@ -122,9 +157,18 @@ function placeOf(address: ListenAddress, listener: Listener): Pick<NbdUri, 'sock
   throw new DmError(Errno.EINVAL, `whoever made the socket ${listener.address} knows its address`);
 }
 
-async function close(listener: Listener, server: NbdServer, disks: readonly Disk[]): Promise<void> {
+async function close(
+  listener: Listener,
+  server: NbdServer,
+  threads: NbdThreads | null,
+  disks: readonly Disk[],
+): Promise<void> {
   await new Promise<void>((resolve) => listener.close(resolve));
-  const failure = await new Promise<Error | null>((resolve) => server.shutdown(resolve));
+  const [failure, reason] = await Promise.all([
+    new Promise<Error | null>((resolve) => server.shutdown(resolve)),
+    threads?.close() ?? null,
+  ]);
   for (const disk of disks) disk.close();
-  if (failure !== null) throw new DmError(Errno.EIO, `stopping the NBD server: ${failure.message}`);
+  const text = failure?.message ?? reason;
+  if (text !== null) throw new DmError(Errno.EIO, `stopping the NBD server: ${text}`);
 }

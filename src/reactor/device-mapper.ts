@@ -3,7 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { AnyTargetType } from '../block/target.ts';
-import { DeviceRegistry, type DirectIoChoice } from '../devices/index.ts';
+import { DeviceRegistry, type DirectIoChoice, type HeldFile } from '../devices/index.ts';
 import { isNbdUri } from '../devices/nbd-uri.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
@@ -20,6 +20,8 @@ export interface DeviceMapperOptions {
   baseFolder?: string;
   /** Which files and block devices are opened around the page cache (O_DIRECT); none unless given. */
   directIo?: DirectIoChoice;
+  /** What another thread of this process has open: nothing else can be opened then. */
+  heldFiles?: readonly HeldFile[];
   /** Target types of the program's own, beside those that dmkit brings. */
   targets?: readonly AnyTargetType[];
   /** How NBD URIs in tables are connected, and what becomes of them when their server goes away. */
@@ -58,6 +60,7 @@ export class DeviceMapper {
       reactor: this.loop,
       ...(options.baseFolder === undefined ? {} : { baseFolder: options.baseFolder }),
       ...(options.directIo === undefined ? {} : { directIo: options.directIo }),
+      ...(options.heldFiles === undefined ? {} : { heldFiles: options.heldFiles }),
     });
     this.remotes = new RemoteDevices(this, options.remote);
     const services = { reactor: this.loop, engines: this.devices.engines };

@@ -1,6 +1,6 @@
 // A reactor on Node's own event loop: timers, a queue of callbacks, and sockets as transports.
 // This folder alone may touch node:net; everything above sees Reactor and Transport.
-import { connect as connectSocket, createServer, isIP, type Server, type Socket } from 'node:net';
+import { connect as connectSocket, createServer, isIP, type Server, Socket } from 'node:net';
 import type { Reactor, Timer, Transport } from '../block/reactor.ts';
 import { SocketTransport } from './socket-transport.ts';
 import { bindUnixSocket, type UnixSocketFile } from './unix-socket.ts';
@@ -208,6 +208,17 @@ export class NodeLoop implements Reactor {
       socket.pause();
       done(null, this.#wrap(socket, describeAddress(address)));
     });
+  }
+
+  /**
+   * Goes on with a connection that another thread of this process gave away ({@link Transport.giveAway}). The descriptor is
+   * the transport's from now on.
+   *
+   * @param local for messages, where the peer has no address of its own
+   * @throws Error for a descriptor that is no connection
+   */
+  adopt(fd: number, local: string): Transport {
+    return this.#wrap(new Socket({ fd, allowHalfOpen: true, readable: true, writable: true }), local);
   }
 
   #wrap(socket: Socket, local: string): Transport {

@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net';
 import { Errno, errnoName } from '../block/errno.ts';
 import type { Transport, TransportHandler, TransportSecurity } from '../block/reactor.ts';
+import { socketCalls } from '../engine/socket-calls.ts';
 import { PulledSocket } from './pulled-socket.ts';
 import { SocketSecurity } from './tls.ts';
 
@@ -74,6 +75,16 @@ export class SocketTransport implements Transport {
   };
 
   readonly #onSocketEnd = (): void => this.#guard(() => this.#handler!.onEnd());
+
+  giveAway(): number | null {
+    const handle = handleOf(this.#socket);
+    if (this.#handler !== null || this.#socket.destroyed || handle === null) return null;
+    const fd = socketCalls()?.duplicate(handle.fd!) ?? -1;
+    if (fd < 0) return null;
+    this.#closed = true;
+    this.#socket.destroy();
+    return fd;
+  }
 
   get pendingByteLength(): number {
     return this.#pendingByteLength + (this.#pulled?.waitingByteLength ?? 0);

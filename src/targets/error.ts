@@ -5,6 +5,7 @@ import { DM_MAPIO_KILL, type TargetType } from '../block/target.ts';
 export const error: TargetType<null> = {
   name: 'error',
   version: [1, 5, 0],
+  stateless: true,
 
   construct(target) {
     target.discardBioCount = 1;

@@ -17,6 +17,7 @@ interface LinearContext {
 export const linear: TargetType<LinearContext> = {
   name: 'linear',
   version: [1, 4, 0],
+  stateless: true,
 
   construct(target, args, setup) {
     if (args.length !== 2) throw new TargetError('Invalid argument count');

@@ -86,6 +86,7 @@ function parseShape(target: Target<StripedContext>, args: readonly string[]): [s
 export const striped: TargetType<StripedContext> = {
   name: 'striped',
   version: [1, 6, 0],
+  stateless: true,
 
   construct(target, args, setup) {
     const [stripeCount, chunkSectorCount] = parseShape(target, args);

@@ -7,6 +7,7 @@ import { DM_MAPIO_KILL, DM_MAPIO_SUBMITTED, TargetError, type TargetType } from 
 export const zero: TargetType<null> = {
   name: 'zero',
   version: [1, 1, 0],
+  stateless: true,
 
   construct(target, args) {
     if (args.length !== 0) throw new TargetError('No arguments required');

@@ -33,6 +33,8 @@ export interface NbdServerOptions {
   onAttach?: (device: BlockDevice) => void;
   /** The transport of a connection that had chosen it is gone; the device may have requests of it still. */
   onDetach?: (device: BlockDevice) => void;
+  /** One of {@link NbdServer.statistics}' connections is no more. */
+  onGone?: () => void;
   /** From accept to the transmission phase; 30 s. */
   handshakeTimeoutMilliseconds?: number;
   /** Connections at one time; one more is closed at once; 256. */
@@ -94,6 +96,7 @@ export class NbdServer {
       onGone: (connection) => {
         this.#connections.delete(connection);
         this.#shutdown?.check();
+        options.onGone?.();
       },
     };
   }

@@ -1,0 +1,94 @@
+// What the threads of an NBD server have to know, and which devices can be served by several of them.
+import type { BlockDevice } from '../block/block-device.ts';
+import type { HeldFile } from '../devices/index.ts';
+import { MappedDevice } from '../mapper/mapped-device.ts';
+import type { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { NbdTlsOptions } from './tls.ts';
+
+/** Every thread builds its own table. A longer one takes too much memory and time for that. */
+const MAX_TARGET_COUNT = 65_536;
+
+/** A mapped device to be built again; those below come first. */
+export interface PlannedDevice {
+  readonly name: string;
+  readonly minor: number;
+  readonly lines: readonly string[];
+  readonly readOnly: boolean;
+}
+
+/** What a thread is started with. */
+export interface ThreadPlan {
+  readonly devices: readonly PlannedDevice[];
+  readonly files: readonly HeldFile[];
+  /** The devices that are exports, by their names. */
+  readonly names: readonly string[];
+  readonly readOnly: boolean;
+  readonly tls: NbdTlsOptions | null;
+  readonly maxServerByteLength: number;
+  readonly threadIndex: number;
+  readonly threadCount: number;
+  /** For each name the memory of its gate. */
+  readonly gates: readonly SharedArrayBuffer[];
+}
+
+export type ToThread =
+  /** A connection by its descriptor, which is the thread's from now on. */
+  { readonly kind: 'connection'; readonly fd: number; readonly peer: string } | { readonly kind: 'stop' };
+
+export type FromThread =
+  | { readonly kind: 'ready' }
+  /** It can't serve these devices. */
+  | { readonly kind: 'unable'; readonly reason: string }
+  /** A connection that it was given is no more. */
+  | { readonly kind: 'gone' }
+  | { readonly kind: 'error'; readonly error: Error; readonly isMalformed: boolean; readonly peer: string }
+  /** It serves nobody and has nothing open any more. */
+  | { readonly kind: 'stopped'; readonly reason: string | null };
+
+/** The devices that `names` need, in an order in which they can be built. */
+export interface Graph {
+  readonly devices: readonly MappedDevice[];
+  readonly files: readonly HeldFile[];
+}
+
+/**
+ * What lies below mapped devices, where every thread can have it for itself: image files and block devices, below lines
+ * that keep no state.
+ *
+ * @returns the reason where it can't be so
+ */
+export function graphOf(dm: DeviceMapper, names: readonly string[]): Graph | string {
+  const devices = new Set<MappedDevice>();
+  const files = new Map<BlockDevice, HeldFile>();
+  let targetCount = 0;
+  const visit = (device: BlockDevice): string | null => {
+    if (!(device instanceof MappedDevice)) {
+      const held = dm.devices.heldFile(device);
+      if (held === null) return `${device.name} is a device of this thread alone`;
+      files.set(device, held);
+      return null;
+    }
+    if (devices.has(device)) return null;
+    const { table } = device;
+    if (table === null || device.suspended) return `${device.label} is suspended or has no table`;
+    targetCount += table.targets.length;
+    if (targetCount > MAX_TARGET_COUNT) return `there are more than ${MAX_TARGET_COUNT} lines`;
+    for (const { type } of table.targets) if (type.stateless !== true) return `${device.label} has a ${type.name} line`;
+    for (const lower of table.devices) {
+      const reason = visit(lower);
+      if (reason !== null) return reason;
+    }
+    devices.add(device);
+    return null;
+  };
+  for (const name of names) {
+    const reason = visit(dm.mapper.get(name));
+    if (reason !== null) return reason;
+  }
+  return { devices: [...devices], files: [...files.values()] };
+}
+
+/** As a thread builds it again. */
+export function planDevice(device: MappedDevice): PlannedDevice {
+  return { name: device.dmName, minor: device.minor, lines: device.lines('table'), readOnly: device.readOnly };
+}

@@ -1,0 +1,78 @@
+// A thread of an NBD server, as a worker runs it: builds the devices that it is told of, serves the connections that it is
+// given, stops when it is told to. See threads.ts.
+import { parentPort, workerData } from 'node:worker_threads';
+import { allowSocketCalls } from '../engine/socket-calls.ts';
+import { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { Disk } from '../reactor/disk.ts';
+import { parseTable } from '../table/text.ts';
+import { MalformedError } from './protocol/info.ts';
+import { shareRangeLock } from './server/range-lock.ts';
+import { NbdServer } from './server/server.ts';
+import { SharedGate } from './server/shared-gate.ts';
+import type { FromThread, ThreadPlan, ToThread } from './thread-plan.ts';
+import { serverTls } from './tls.ts';
+
+const port = parentPort!;
+const plan = workerData as ThreadPlan;
+const dm = new DeviceMapper({ heldFiles: plan.files });
+const disks: Disk[] = [];
+
+function post(message: FromThread): void {
+  port.postMessage(message);
+}
+
+async function build(): Promise<NbdServer> {
+  const { readOnly, threadIndex, threadCount } = plan;
+  for (const device of plan.devices) {
+    const { name, minor, lines } = device;
+    (await dm.create(name, parseTable(lines.join('\n')), { minor, readOnly: device.readOnly })).close();
+  }
+  const server = new NbdServer({
+    reactor: dm.loop,
+    maxServerByteLength: plan.maxServerByteLength,
+    ...(plan.tls === null ? {} : { tls: serverTls(plan.tls) }),
+    onError: (error, peer) => post({ kind: 'error', error, isMalformed: error instanceof MalformedError, peer }),
+    onGone: () => post({ kind: 'gone' }),
+  });
+  for (const [index, name] of plan.names.entries()) {
+    const disk = await dm.open(`/dev/mapper/${name}`, { readOnly });
+    disks.push(disk);
+    shareRangeLock(disk.device, new SharedGate(plan.gates[index]!, threadIndex, threadCount, dm.loop));
+    server.exports.add({ name, device: disk.device, readOnly });
+  }
+  return server;
+}
+
+function accept(server: NbdServer, fd: number, peer: string): void {
+  try {
+    server.accept(dm.loop.adopt(fd, peer));
+  } catch (error) {
+    post({ kind: 'error', error: error as Error, isMalformed: false, peer });
+    post({ kind: 'gone' });
+  }
+}
+
+function stop(server: NbdServer): void {
+  server.shutdown(async (failure) => {
+    for (const disk of disks) disk.close();
+    try {
+      await dm.close();
+      post({ kind: 'stopped', reason: failure?.message ?? null });
+    } catch (error) {
+      post({ kind: 'stopped', reason: (failure ?? (error as Error)).message });
+    }
+  });
+}
+
+try {
+  const server = await build();
+  // Its descriptors are closed by nothing but itself: threads.ts ends it only when it has none, or with the process.
+  allowSocketCalls();
+  port.on('message', (message: ToThread) => {
+    if (message.kind === 'connection') accept(server, message.fd, message.peer);
+    else stop(server);
+  });
+  post({ kind: 'ready' });
+} catch (error) {
+  post({ kind: 'unable', reason: (error as Error).message });
+}
