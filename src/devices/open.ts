@@ -17,13 +17,18 @@ export interface Found {
   readonly rdev: bigint;
   /** It is to be opened around the page cache (O_DIRECT). */
   readonly direct?: boolean;
+  /**
+   * Another thread of this process has it open under this descriptor: it is opened through that, whatever the path leads
+   * to by now, and without a lock of its own, for that one's is this process's.
+   */
+  readonly heldFd?: number;
 }
 
-/** A file that another thread of this process has open. */
-export interface HeldFile {
-  /** As in {@link Found}. */
-  readonly key: string;
-  readonly fd: number;
+/** A file or block device that another thread of this process has open. */
+export interface HeldFile extends Found {
+  /** As tables print it: an absolute path, or `major:minor` for a block device. */
+  readonly name: string;
+  readonly heldFd: number;
 }
 
 /** An open file with its engine. */
@@ -121,14 +126,13 @@ function findByNumber(argument: string): Found {
  * Opens what was found. Writing takes a lock: an OFD lock on a file, O_EXCL on a block device. Reading takes none: an
  * image may be read by others while it is written, as the kernel allows.
  *
- * @param held the same file where another thread has it open: opened through that whatever the path leads to by now, and
- *   without a lock of its own, for that one's is this process's
  * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
  */
-export function openFound(engines: EngineSet, found: Found, readOnly: boolean, held: HeldFile | null = null): Opened {
+export function openFound(engines: EngineSet, found: Found, readOnly: boolean): Opened {
   const { O_RDONLY, O_RDWR, O_EXCL, O_DIRECT } = fs.constants;
-  const path = held === null ? found.path : `/proc/self/fd/${held.fd}`;
-  const exclusive = found.kind === 'block' && held === null ? O_EXCL : 0;
+  const isHeld = found.heldFd !== undefined;
+  const path = isHeld ? `/proc/self/fd/${found.heldFd}` : found.path;
+  const exclusive = found.kind === 'block' && !isHeld ? O_EXCL : 0;
   // The engine is asked for first: one that can't be had is no reason to touch the file.
   const libc = engines.libc;
   const direct = found.direct === true;
@@ -147,7 +151,7 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean, h
   try {
     const isSame = describe(found.path, fs.fstatSync(fd, { bigint: true })).key === found.key;
     if (!isSame) throw new DmError(Errno.ENODEV, `${found.path} was replaced while it was opened; try again`);
-    let locked = !readOnly && (found.kind === 'block' || held !== null);
+    let locked = !readOnly && (found.kind === 'block' || isHeld);
     if (!readOnly && !locked && libc !== null) locked = lockForWriting(libc, fd, found.path);
     const directIo = direct && libc !== null ? directIoOf(libc, fd) : null;
     return { file: engines.open(fd, found.kind, found.path, directIo), locked };

@@ -20,7 +20,10 @@ export interface DeviceRegistryOptions {
   baseFolder?: string;
   /** Which files and block devices are opened around the page cache; 'auto' unless given. */
   directIo?: DirectIoChoice;
-  /** What another thread of this process has open, from its {@link DeviceRegistry.heldFile}. Nothing else can be opened then. */
+  /**
+   * What another thread of this process has open, from its {@link DeviceRegistry.heldFile}, to be found by the names that
+   * tables print. Nothing else can be opened then, and no path is looked up.
+   */
   heldFiles?: readonly HeldFile[];
 }
 
@@ -86,7 +89,7 @@ export class DeviceRegistry implements DeviceResolver {
     this.#baseFolder = baseFolder;
     this.#directIo = options.directIo ?? 'auto';
     const { heldFiles } = options;
-    this.#heldFiles = heldFiles === undefined ? null : new Map(heldFiles.map((held) => [held.key, held]));
+    this.#heldFiles = heldFiles === undefined ? null : new Map(heldFiles.map((held) => [held.name, held]));
   }
 
   /**
@@ -103,8 +106,10 @@ export class DeviceRegistry implements DeviceResolver {
     if (registered !== undefined) return count(registered, readOnly);
     if (isNbdUri(name))
       throw new DmError(Errno.ENODEV, `${name} is not connected: a connection is made before an open`);
-    const found = findDevice(argument, resolve(this.#baseFolder ?? '.'));
-    const direct = this.#directIo === 'auto' ? options.direct === true : this.#directIo === 'always';
+    const found = this.#find(argument);
+    // What is held goes on as it was opened.
+    const wanted = this.#directIo === 'auto' ? options.direct === true : this.#directIo === 'always';
+    const direct = this.#heldFiles === null ? wanted : found.direct === true;
     let entry = this.#byKey.get(found.key);
     if (entry === undefined) {
       entry = this.#make(direct ? { ...found, direct } : found, readOnly);
@@ -117,6 +122,13 @@ export class DeviceRegistry implements DeviceResolver {
       if (!readOnly && entry.writerCount === 0) this.#makeWritable(entry);
     }
     return count(entry, readOnly);
+  }
+
+  #find(argument: string): Found {
+    if (this.#heldFiles === null) return findDevice(argument, resolve(this.#baseFolder ?? '.'));
+    const held = this.#heldFiles.get(argument);
+    if (held !== undefined) return held;
+    throw new DmError(Errno.ENODEV, `${argument} is not among what this thread was given`);
   }
 
   /** Gives back what one `open` with the same `readOnly` gave. @throws DmError EINVAL for what was not given */
@@ -196,7 +208,9 @@ export class DeviceRegistry implements DeviceResolver {
   /** An open file or block device for registries of other threads; null for a device that is in this thread alone. */
   heldFile(device: BlockDevice): HeldFile | null {
     const opened = this.#byDevice.get(device)?.opened ?? null;
-    return opened === null ? null : { key: opened.found.key, fd: opened.device.descriptor };
+    if (opened === null) return null;
+    const { found } = opened;
+    return { ...found, name: device.name, direct: opened.device.direct, heldFd: opened.device.descriptor };
   }
 
   #make(found: Found, readOnly: boolean): Entry {
@@ -266,19 +280,12 @@ export class DeviceRegistry implements DeviceResolver {
     const ending = readOnly ? undefined : this.#ending.get(found.key);
     const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
     if (!fits || !ending.file.engine.reopen(ending.file)) {
-      return openFound(this.engines, found, readOnly, this.#heldFile(found));
+      return openFound(this.engines, found, readOnly);
     }
     this.#ending.delete(found.key);
     ending.file.path = found.path;
     ending.file.failure = null;
     return ending;
-  }
-
-  #heldFile(found: Found): HeldFile | null {
-    if (this.#heldFiles === null) return null;
-    const held = this.#heldFiles.get(found.key);
-    if (held !== undefined) return held;
-    throw new DmError(Errno.ENODEV, `${found.path} is not what it was when the server opened it`);
   }
 
   #noteEnding(key: string, opened: Opened): void {

@@ -59,13 +59,17 @@ export interface Graph {
  */
 export function graphOf(dm: DeviceMapper, names: readonly string[]): Graph | string {
   const devices = new Set<MappedDevice>();
-  const files = new Map<BlockDevice, HeldFile>();
+  /** By their names: the threads know them by nothing else. */
+  const files = new Map<string, HeldFile>();
   let targetCount = 0;
   const visit = (device: BlockDevice): string | null => {
     if (!(device instanceof MappedDevice)) {
       const held = dm.devices.heldFile(device);
       if (held === null) return `${device.name} is a device of this thread alone`;
-      files.set(device, held);
+      const other = files.get(held.name);
+      // The first was moved away before the second was opened.
+      if (other !== undefined && other.key !== held.key) return `two files are named ${held.name}`;
+      files.set(held.name, held);
       return null;
     }
     if (devices.has(device)) return null;

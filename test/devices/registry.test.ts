@@ -474,6 +474,54 @@ describe('the lock of a writable open', () => {
   });
 });
 
+describe('a registry of files that another thread has open', () => {
+  it('finds them by their names, whatever the paths lead to by now', () => {
+    const folder = tempDir('registry');
+    const [a, b] = [imageIn(folder, 'a'), imageIn(folder, 'b')];
+    const first = registryOf('direct');
+    const [heldA, heldB] = [a, b].map((path) => first.heldFile(first.open(path, false))!);
+    expect(heldA).toMatchObject({ name: a, kind: 'file', direct: false });
+    fs.renameSync(a, join(folder, 'c'));
+    fs.renameSync(b, a);
+    fs.renameSync(join(folder, 'c'), b);
+    const second = registryOf('direct', { heldFiles: [heldA!, heldB!] });
+    for (const [path, held] of [[a, heldA!] as const, [b, heldB!] as const]) {
+      const device = second.open(path, false) as FileDevice;
+      expect(second.heldFile(device)).toMatchObject({ name: path, key: held.key });
+      const inode = (fd: number) => fs.fstatSync(fd).ino;
+      expect(inode(device.descriptor)).toBe(inode(held.heldFd));
+      expect(second.info(device)).toMatchObject({ path, locked: true });
+    }
+    expect(errorOf(() => second.open(imageIn(folder, 'd'), false)).errno).toBe(Errno.ENODEV);
+  });
+
+  it('opens one that was moved or deleted, and checks that the descriptor is still of it', () => {
+    const folder = tempDir('registry');
+    const [a, b] = [imageIn(folder, 'a'), imageIn(folder, 'b')];
+    const first = registryOf('direct');
+    const [heldA, heldB] = [a, b].map((path) => first.heldFile(first.open(path, false))!);
+    fs.rmSync(a);
+    const second = registryOf('direct', { heldFiles: [heldA!] });
+    expect(second.open(a, false)).toMatchObject({ name: a, sectorCount: 2048 });
+    const third = registryOf('direct', { heldFiles: [{ ...heldA!, heldFd: heldB!.heldFd }] });
+    expect(errorOf(() => third.open(a, false)).errno).toBe(Errno.ENODEV);
+  });
+
+  it('goes around the page cache where the other thread does', () => {
+    const path = imageIn(process.cwd(), `.direct-${process.pid}`);
+    onTestFinished(() => fs.rmSync(path));
+    for (const directIo of ['always', 'never'] as const) {
+      const first = registryOf('direct', { directIo });
+      const device = first.open(path, false);
+      const second = registryOf('direct', { heldFiles: [first.heldFile(device)!] });
+      const again = second.open(path, false) as FileDevice;
+      expect(again.direct).toBe(directIo === 'always');
+      second.close(again, false);
+      first.close(device, false);
+    }
+  });
+});
+
 describe('permissions', () => {
   const NOBODY = 65534;
   const asNobody = <Result>(call: () => Result): Result => {
