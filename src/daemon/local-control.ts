@@ -149,14 +149,14 @@ export class LocalControl implements Control {
       suspend: async (args, signal) => {
         const device = this.#find(args.device);
         const options = { noflush: args.noflush ?? false };
-        await changed(signal, (done) => device.suspend(options, () => done(null)));
+        await changed(signal, (done) => this.#mapper.suspend(device, options, () => done(null)));
         return this.#noted(device);
       },
       resume: async (args, signal) => {
         const device = this.#find(args.device);
         const options = { noflush: args.noflush ?? false };
         try {
-          await changed(signal, (done) => device.resume(options, done));
+          await changed(signal, (done) => this.#mapper.resume(device, options, done));
         } finally {
           // A resume that failed has emptied the inactive slot.
           this.#noted(device);

@@ -58,7 +58,10 @@ export class MappedDevice implements RequestOwner {
   readonly #turns = new Turns();
   readonly #gate = new IoGate({ passDeferred: (bio) => this.#passDeferred(bio) });
 
-  /** Why its table must stay as it is, and live; null where it need not. */
+  /**
+   * Why its table must stay as it is, and live, and what it has open must stay so; null where they need not. The
+   * {@link Mapper} refuses what would change that.
+   */
   pinned: string | null = null;
 
   constructor(dmName: string, uuid: string, major: number, minor: number) {
@@ -81,6 +84,11 @@ export class MappedDevice implements RequestOwner {
   /** Suspended and nothing in flight. */
   get suspended(): boolean {
     return this.#suspended;
+  }
+
+  /** A suspend, a resume or the removal is under way. */
+  get isChanging(): boolean {
+    return this.#turns.isBusy;
   }
 
   get inFlightCount(): number {

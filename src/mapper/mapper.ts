@@ -27,7 +27,8 @@ export interface LoadOptions {
   translate?: (argument: string) => string;
 }
 
-function refusePinned(device: MappedDevice): void {
+/** @throws DmError EBUSY for a device that has to stay as it is */
+export function refusePinned(device: MappedDevice): void {
   if (device.pinned !== null) throw new DmError(Errno.EBUSY, `${device.dmName}: ${device.pinned}`);
 }
 
@@ -173,9 +174,16 @@ export class Mapper implements DeviceResolver {
     };
   }
 
+  /** @throws DmError EBUSY for a device that has to stay as it is */
   suspend(device: MappedDevice, options: SuspendOptions, done: () => void): StateChange {
     refusePinned(device);
     return device.suspend(options, done);
+  }
+
+  /** @throws DmError EBUSY for a device that has to stay as it is */
+  resume(device: MappedDevice, options: SuspendOptions, done: (error: DmError | null) => void): StateChange {
+    refusePinned(device);
+    return device.resume(options, done);
   }
 
   /**
@@ -225,9 +233,11 @@ export class Mapper implements DeviceResolver {
    * Takes a device away. Its name and number are free at once; what it has open is closed when nothing is in flight any
    * more, and `done` is called then.
    *
-   * @throws DmError EBUSY while somebody has it open, unless `deferred`: then it goes when the last user does
+   * @throws DmError EBUSY while somebody has it open, unless `deferred`: then it goes when the last user does; for one
+   *   that has to stay as it is
    */
   remove(device: MappedDevice, options: RemoveOptions = {}, done: () => void = () => {}): void {
+    refusePinned(device);
     if (device.openCount > 0) {
       if (!options.deferred) {
         throw new DmError(
@@ -266,7 +276,8 @@ export class Mapper implements DeviceResolver {
       removed = false;
       for (const device of this.list()) {
         // An earlier removal may have taken it along: a deferred one whose last user it was.
-        if (device.openCount > 0 || this.#byMinor.get(device.minor) !== device) continue;
+        const isGone = this.#byMinor.get(device.minor) !== device;
+        if (device.openCount > 0 || device.pinned !== null || isGone) continue;
         this.remove(device);
         removed = true;
       }
@@ -298,7 +309,7 @@ export class Mapper implements DeviceResolver {
   /** One user less; the last one takes a device along whose removal was deferred. */
   release(device: MappedDevice): void {
     device.openCount--;
-    if (device.openCount === 0 && device.deferredRemove) this.remove(device);
+    if (device.openCount === 0 && device.deferredRemove && device.pinned === null) this.remove(device);
   }
 
   #findUuid(uuid: string): MappedDevice | undefined {

@@ -8,6 +8,11 @@ export class Turns {
   readonly #queue: Turn[] = [];
   #busy = false;
 
+  /** Something is under way. */
+  get isBusy(): boolean {
+    return this.#busy;
+  }
+
   /** @returns withdraws the work if it has not begun; true where it could be withdrawn */
   take(work: Turn): () => boolean {
     if (this.#busy) this.#queue.push(work);

@@ -7,7 +7,7 @@ import { DeviceRegistry, type DirectIoChoice, type HeldFile } from '../devices/i
 import { isNbdUri } from '../devices/nbd-uri.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
-import { type CreateOptions, Mapper } from '../mapper/mapper.ts';
+import { type CreateOptions, Mapper, refusePinned } from '../mapper/mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { builtinTargets, Targets } from '../targets/index.ts';
 import { Disk } from './disk.ts';
@@ -81,7 +81,7 @@ export class DeviceMapper {
     const device = this.mapper.create(name, options);
     try {
       await this.#load(device, table, options);
-      await resumed(device, {});
+      await this.#resume(device, {});
     } catch (error) {
       if (this.#isListed(device)) this.mapper.remove(device);
       throw error;
@@ -141,17 +141,24 @@ export class DeviceMapper {
 
   /** Swaps in a loaded table, if there is one, and lets requests through. */
   async resume(name: string, options: SuspendOptions = {}): Promise<void> {
-    await resumed(this.mapper.get(name), options);
+    await this.#resume(this.mapper.get(name), options);
+  }
+
+  async #resume(device: MappedDevice, options: SuspendOptions): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      this.mapper.resume(device, options, (error) => (error === null ? resolve() : reject(error)));
+    });
   }
 
   /**
    * Removes a mapped device. Handles that this program still has on it are closed first; anything else that uses it
-   * (a device stacked on it, an NBD client) makes it busy.
+   * (a device stacked on it, an NBD client) makes it busy, and so do threads that serve it.
    *
    * @throws DmError ENXIO, EBUSY
    */
   async remove(name: string): Promise<void> {
     const device = this.mapper.get(name);
+    refusePinned(device);
     for (const disk of this.#disks) if (disk.device === device) disk.close();
     await this.#gone(device);
   }
@@ -179,8 +186,12 @@ export class DeviceMapper {
   /**
    * Closes every handle, removes every device and closes what was below. Requests in flight end first; those that wait for
    * a remote server that is gone fail.
+   *
+   * @throws DmError EBUSY for what others use. Nothing is closed while threads serve a device: they would write on when
+   *   the lock is gone
    */
   async close(): Promise<void> {
+    for (const device of this.mapper.list()) refusePinned(device);
     this.remotes.abandonLost();
     for (const disk of this.#disks) disk.close();
     await this.#removeUnused();
@@ -215,10 +226,4 @@ export class DeviceMapper {
     this.#disks.add(disk);
     return disk;
   }
-}
-
-async function resumed(device: MappedDevice, options: SuspendOptions): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    device.resume(options, (error) => (error === null ? resolve() : reject(error)));
-  });
 }
