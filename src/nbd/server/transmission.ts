@@ -180,23 +180,24 @@ export class Transmission implements Phase, CommandHost {
     return count < room;
   }
 
-  /** Receives data right into its place, and the next header behind it. @returns whether that was all there is */
+  /** Receives data right into its place, and what comes behind it. @returns whether that was all there is */
   #fetchPayload(request: Request): boolean {
     const inbox = this.#inbox;
     const { transport } = this.#connection;
     const { bytes } = this.#bufferFor(request);
     const at = request.byteLength - this.#gatheringLeft;
     const wanted = this.#gatheringLeft;
-    // Behind a part of a long WRITE comes the next part, which has its own place.
-    const ahead = this.#payloadLeft > wanted ? 0 : HEADER_AHEAD_BYTE_LENGTH;
-    let count: number;
-    if (ahead === 0) {
-      count = transport.fetch!(bytes, at, wanted);
-    } else {
-      const next = inbox.open();
-      count = transport.fetchTwo!(bytes, at, wanted, next.bytes, inbox.tail, ahead);
-      inbox.tail += Math.max(0, count - wanted);
+    if (this.#payloadLeft > wanted) {
+      // Behind a part of a long WRITE comes the next part, which has its own place.
+      const count = transport.fetch!(bytes, at, wanted);
+      this.#gathered(request, count);
+      return count < wanted;
     }
+    const next = inbox.open();
+    // Behind a short one may come many more: with a header alone each of them would need a call of its own.
+    const ahead = this.#expectsLongWrite ? HEADER_AHEAD_BYTE_LENGTH : next.bytes.byteLength - inbox.tail;
+    const count = transport.fetchTwo!(bytes, at, wanted, next.bytes, inbox.tail, ahead);
+    inbox.tail += Math.max(0, count - wanted);
     this.#gathered(request, Math.min(count, wanted));
     return count < wanted + ahead;
   }
