@@ -5,7 +5,14 @@ import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
 import { REQ_OP_READ, REQ_OP_WRITE } from '../../src/block/bio.ts';
 import type { Reactor } from '../../src/block/reactor.ts';
-import { RangeClaim, RangeLock, rangeLockOf, shareRangeLock } from '../../src/nbd/server/range-lock.ts';
+import {
+  canShareRangeLock,
+  RangeClaim,
+  RangeLock,
+  rangeLockOf,
+  shareRangeLock,
+  unshareRangeLock,
+} from '../../src/nbd/server/range-lock.ts';
 import { SharedGate } from '../../src/nbd/server/shared-gate.ts';
 import { SimulatedReactor } from '../../src/testing/simulated-reactor.ts';
 import { makeRandom, runs } from '../support/seed.ts';
@@ -218,6 +225,38 @@ describe('a lock with a gate', () => {
     shareRangeLock(device, gate);
     expect(() => shareRangeLock(device, gateOf(1))).toThrow('the lock is shared already');
     expect(() => shareRangeLock(new HeldDevice(8), gate)).toThrow('belongs to another lock');
+  });
+
+  it('leaves it at once, or when nobody uses the lock any more, and can have another then', () => {
+    const reactor = new SimulatedReactor();
+    const device = new HeldDevice(8);
+    const lock = rangeLockOf(device);
+    const share = () => {
+      const memory = newMemory(2);
+      shareRangeLock(device, new SharedGate(memory, 0, 2, reactor));
+      return memory;
+    };
+    unshareRangeLock(device);
+    expect(canShareRangeLock(device)).toBe(true);
+    share();
+    expect(canShareRangeLock(device)).toBe(false);
+    unshareRangeLock(device);
+    expect(canShareRangeLock(device)).toBe(true);
+
+    const memory = share();
+    const epoch = lock.tryEnter();
+    const part = makeClaim(true, 0, 1);
+    lock.claim(part);
+    unshareRangeLock(device);
+    expect(canShareRangeLock(device)).toBe(false);
+    expect(() => share()).toThrow('the lock is shared already');
+    lock.leave(epoch);
+    expect(part.isGranted).toBe(true);
+    expect(canShareRangeLock(device)).toBe(false);
+    lock.release(part);
+    expectQuiet(memory);
+    expect(canShareRangeLock(device)).toBe(true);
+    expectQuiet(share());
   });
 });
 

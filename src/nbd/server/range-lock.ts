@@ -50,6 +50,8 @@ export class RangeLock {
   #late: RangeClaim[] = [];
 
   #gate: SharedGate | null = null;
+  /** The other threads are gone: the gate goes when nobody uses it. */
+  #isGateLeft = false;
   /** Claims of whole blocks that only another thread keeps from their sectors; still in `#claims`. */
   #barred: RangeClaim[] = [];
   /** Exclusive claims that nobody in this thread is in the way of, and that wait for its turn. */
@@ -62,12 +64,34 @@ export class RangeLock {
     return this.#claims.length === 0;
   }
 
+  get #isIdle(): boolean {
+    return this.isFree && this.#underWay[0] + this.#underWay[1] === 0;
+  }
+
+  /** Nobody uses it now, and no other thread is to be heeded. */
+  get canShare(): boolean {
+    if (this.#isGateLeft && this.#isIdle) this.#dropGate();
+    return this.#gate === null && this.#isIdle;
+  }
+
   /** Heeds other threads from now on. @throws Error when the lock is in use or has a gate, or the gate has a lock */
   share(gate: SharedGate): void {
-    if (this.#gate !== null) throw new Error('the lock is shared already');
-    if (!this.isFree || this.#underWay[0] + this.#underWay[1] > 0) throw new Error('the lock is in use');
+    if (!this.canShare) throw new Error(this.#gate === null ? 'the lock is in use' : 'the lock is shared already');
     gate.attach(() => this.#onLook());
     this.#gate = gate;
+  }
+
+  /** The other threads are gone for good. Whoever uses the lock goes on with the gate, at which nobody else is. */
+  unshare(): void {
+    if (this.#gate === null) return;
+    if (this.#isIdle) this.#dropGate();
+    else this.#isGateLeft = true;
+  }
+
+  #dropGate(): void {
+    this.#gate!.rest();
+    this.#gate = null;
+    this.#isGateLeft = false;
   }
 
   /** Counts a write of whole blocks that begins. @returns what {@link leave} wants; -1 when it has to {@link claim} */
@@ -204,6 +228,11 @@ export function rangeLockOf(device: BlockDevice): RangeLock {
   return lock;
 }
 
+/** Whether {@link shareRangeLock} can be: no requests use the lock now, and it heeds no other threads. */
+export function canShareRangeLock(device: BlockDevice): boolean {
+  return rangeLockOf(device).canShare;
+}
+
 /**
  * Lets the device's lock heed other threads, whose devices write to the same bytes; each has its own gate over the same
  * memory.
@@ -212,4 +241,9 @@ export function rangeLockOf(device: BlockDevice): RangeLock {
  */
 export function shareRangeLock(device: BlockDevice, gate: SharedGate): void {
   rangeLockOf(device).share(gate);
+}
+
+/** Ends that, when the other threads are gone. */
+export function unshareRangeLock(device: BlockDevice): void {
+  rangeLockOf(device).unshare();
 }
