@@ -185,6 +185,12 @@ export class SocketPoll {
     return result;
   }
 
+  /** Gives the descriptor back. Nothing may be watched any more. */
+  close(): void {
+    this.#watch.close();
+    this.#library.close(this.#fd);
+  }
+
   change(fd: number, key: number, events: number): void {
     this.#control(EPOLL_CTL_MOD, fd, key, events);
   }

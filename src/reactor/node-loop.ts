@@ -2,6 +2,7 @@
 // This folder alone may touch node:net; everything above sees Reactor and Transport.
 import { connect as connectSocket, createServer, isIP, type Server, Socket } from 'node:net';
 import type { Reactor, Timer, Transport } from '../block/reactor.ts';
+import { socketCalls } from '../engine/socket-calls.ts';
 import { SocketTransport } from './socket-transport.ts';
 import { bindUnixSocket, type UnixSocketFile } from './unix-socket.ts';
 
@@ -212,13 +213,20 @@ export class NodeLoop implements Reactor {
 
   /**
    * Goes on with a connection that another thread of this process gave away ({@link Transport.giveAway}). The descriptor is
-   * the transport's from now on.
+   * the transport's from now on, and closed where there can be none.
    *
    * @param local for messages, where the peer has no address of its own
    * @throws Error for a descriptor that is no connection
    */
   adopt(fd: number, local: string): Transport {
-    return this.#wrap(new Socket({ fd, allowHalfOpen: true, readable: true, writable: true }), local);
+    let socket: Socket;
+    try {
+      socket = new Socket({ fd, allowHalfOpen: true, readable: true, writable: true });
+    } catch (error) {
+      socketCalls()?.close(fd);
+      throw error;
+    }
+    return this.#wrap(socket, local);
   }
 
   #wrap(socket: Socket, local: string): Transport {

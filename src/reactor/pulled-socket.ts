@@ -45,6 +45,13 @@ function onReady(key: number, events: number): boolean {
   return sockets[key]?.onEvents(events) ?? false;
 }
 
+/** For a thread that ends: nothing else gives its poll back. Does nothing while there are sockets. */
+export function closeSocketPoll(): void {
+  if (poll === null || sockets.some((socket) => socket !== null)) return;
+  poll.close();
+  poll = null;
+}
+
 export class PulledSocket {
   readonly #calls: SocketCalls;
   readonly #owner: PulledSocketOwner;

@@ -40,12 +40,16 @@ class World {
   readonly poll: InstanceType<typeof SocketPoll>;
   #callback: () => void = () => {};
   readonly #memory: ArrayBufferLike[] = [];
+  readonly closed: string[] = [];
 
   constructor() {
     const libc = {
       addressOf: (buffer: ArrayBufferLike) => this.#memory.push(buffer) - 1,
     } as Pick<Libc, 'addressOf'> as Libc;
-    const library: Pick<SocketLibrary, 'waitPoll' | 'controlPoll' | 'watch'> = {
+    const library: Pick<SocketLibrary, 'waitPoll' | 'controlPoll' | 'watch' | 'close'> = {
+      close: (fd) => {
+        this.closed.push(`descriptor ${fd}`);
+      },
       waitPoll: (fd, events, count, timeout) => this.#wait(fd, events, count, timeout),
       controlPoll: (_pollFd, operation, fd, event) => {
         const words = new Int32Array(this.#memory[event]!);
@@ -61,7 +65,9 @@ class World {
           unref: () => {
             this.isReferenced = false;
           },
-          close: () => {},
+          close: () => {
+            this.closed.push('watch');
+          },
         };
       },
     };
@@ -224,6 +230,12 @@ describe('what it watches', () => {
       [REMOVE, 6],
     ]);
     expect(world.controls[2]![2]).toEqual({ key: 1, events: 4 });
+  });
+
+  it('gives its descriptor back after the loop has left it', () => {
+    const world = new World();
+    world.poll.close();
+    expect(world.closed).toEqual(['watch', 'descriptor 77']);
   });
 
   it('counts nothing that the system refused', () => {

@@ -1,5 +1,5 @@
 // Real sockets: the listener's care for its file, and the public client and server over them.
-import { existsSync, lstatSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, fstatSync, lstatSync, openSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
@@ -36,6 +36,16 @@ function listen(address: ListenAddress, server?: NbdServer): Promise<Listener> {
 
 const closed = (listener: Listener) => new Promise<void>((resolve) => listener.close(resolve));
 const turns = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+describe('a connection of another thread', () => {
+  it('that is none is refused, and its descriptor closed', () => {
+    const path = join(tempDir('adopt'), 'file');
+    writeFileSync(path, '');
+    const fd = openSync(path, 'r');
+    expect(() => loop.adopt(fd, 'nobody')).toThrow();
+    expect(() => fstatSync(fd)).toThrow(/EBADF/);
+  });
+});
 
 describe('a Unix socket', () => {
   it('has mode 0600, leaves nothing else behind, and goes when closed', async () => {
