@@ -34,6 +34,8 @@ export interface ServeOptions {
 /** More than this, whoever wants it has to ask for it: each takes memory, and clients need processors too. */
 const DEFAULT_MAX_THREAD_COUNT = 4;
 const PARENT_CHECK_MILLISECONDS = 500;
+/** For what is still to be printed. */
+const EXIT_DELAY_MILLISECONDS = 500;
 const EXIT_SUCCESS = 0;
 const EXIT_FAILURE = 1;
 /** What a shell gives for a process that a signal ended, less the signal's number. */
@@ -244,9 +246,18 @@ export async function serve(options: ServeOptions): Promise<number> {
       await service.close();
     }
   } finally {
-    await dm.close();
+    if (dm.mapper.list().some((device) => device.pinned !== null)) exitSoon();
+    else await dm.close();
     if (folder !== null) rmSync(folder, { recursive: true, force: true });
   }
+}
+
+/**
+ * Devices of a thread that did not stop can't be closed. The service has said so, and the process ends with that; but such
+ * a thread may keep it.
+ */
+function exitSoon(): void {
+  setTimeout(() => process.exit(EXIT_FAILURE), EXIT_DELAY_MILLISECONDS).unref();
 }
 
 /** Whoever gave us a socket has its own standard output for something else, and knows the address. */

@@ -6,7 +6,6 @@ import type { DeviceMapper } from '../reactor/device-mapper.ts';
 import type { Disk } from '../reactor/disk.ts';
 import { isLoopback, type ListenAddress, type Listener } from '../reactor/node-loop.ts';
 import { formatNbdUri, type NbdUri } from './protocol/uri.ts';
-import { shareRangeLock } from './server/range-lock.ts';
 import { NbdServer, type NbdServerOptions } from './server/server.ts';
 import { NbdThreads } from './threads.ts';
 import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
@@ -41,7 +40,11 @@ export interface NbdService {
   readonly server: NbdServer;
   /** The URI a client attaches to for the device named. @throws DmError EINVAL for an inherited socket: its maker has it */
   uri(name: string): string;
-  /** Takes no new client, answers what is in flight, flushes the devices, closes. @throws DmError when a flush failed */
+  /**
+   * Takes no new client, answers what is in flight, flushes the devices, closes; once, however often it is called.
+   *
+   * @throws DmError when a flush failed, or a thread did not stop: the devices are in use then until the process ends
+   */
   close(): Promise<void>;
 }
 
@@ -131,22 +134,24 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
     ...(tls === null ? {} : { tls }),
   });
   try {
-    for (const [index, name] of names.entries()) {
+    for (const name of names) {
       const disk = await dm.open(`/dev/mapper/${dm.mapper.get(name).dmName}`, { readOnly });
       disks.push(disk);
-      if (threads !== null) shareRangeLock(disk.device, threads.gates[index]!);
       server.exports.add({ name, device: disk.device, readOnly });
     }
     const listener = await listen(dm, address, server, threads);
+    let closing: Promise<void> | null = null;
     return {
       address: listener.address,
       server,
       uri: (name) => formatNbdUri({ ...placeOf(address, listener), ...uriParts, exportName: name }),
-      close: () => close(listener, server, threads, disks),
+      close: () => {
+        closing ??= close(listener, server, threads, disks);
+        return closing;
+      },
     };
   } catch (error) {
-    await threads?.close();
-    for (const disk of disks) disk.close();
+    await closeDevices(threads, disks);
     throw error;
   }
 }
@@ -164,11 +169,27 @@ async function close(
   disks: readonly Disk[],
 ): Promise<void> {
   await new Promise<void>((resolve) => listener.close(resolve));
-  const [failure, reason] = await Promise.all([
-    new Promise<Error | null>((resolve) => server.shutdown(resolve)),
-    threads?.close() ?? null,
-  ]);
-  for (const disk of disks) disk.close();
-  const text = failure?.message ?? reason;
+  const shutdown = new Promise<Error | null>((resolve) => server.shutdown(resolve));
+  const reason = await closeDevices(threads, disks, shutdown);
+  const text = (await shutdown)?.message ?? reason;
   if (text !== null) throw new DmError(Errno.EIO, `stopping the NBD server: ${text}`);
+}
+
+/**
+ * Ends the threads and closes the devices, after `shutdown`. Where a thread has not ended they stay open and as they are:
+ * what it has under way may still be written, so nobody else may have the lock.
+ *
+ * @returns why the threads did not end as they should
+ */
+async function closeDevices(
+  threads: NbdThreads | null,
+  disks: readonly Disk[],
+  shutdown: Promise<unknown> | null = null,
+): Promise<string | null> {
+  const [end] = await Promise.all([threads?.close() ?? null, shutdown]);
+  if (end === null || end.hasEnded) {
+    threads?.release();
+    for (const disk of disks) disk.close();
+  }
+  return end?.reason ?? null;
 }

@@ -42,8 +42,15 @@ export type FromThread =
   /** A connection that it was given is no more. */
   | { readonly kind: 'gone' }
   | { readonly kind: 'error'; readonly error: Error; readonly isMalformed: boolean; readonly peer: string }
-  /** It serves nobody and has nothing open any more. */
-  | { readonly kind: 'stopped'; readonly reason: string | null };
+  | ({ readonly kind: 'stopped' } & ThreadEnd);
+
+/** How a thread has stopped. */
+export interface ThreadEnd {
+  /** Why not as it should have; null where it did. */
+  readonly reason: string | null;
+  /** It has nothing open any more. Where that is not so, requests of it may still change what is below. */
+  readonly hasEnded: boolean;
+}
 
 /** The devices that `names` need, in an order in which they can be built. */
 export interface Graph {

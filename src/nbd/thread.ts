@@ -4,6 +4,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { allowSocketCalls } from '../engine/socket-calls.ts';
 import { DeviceMapper } from '../reactor/device-mapper.ts';
 import type { Disk } from '../reactor/disk.ts';
+import { closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
 import { MalformedError } from './protocol/info.ts';
 import { shareRangeLock } from './server/range-lock.ts';
@@ -11,6 +12,9 @@ import { NbdServer } from './server/server.ts';
 import { SharedGate } from './server/shared-gate.ts';
 import type { FromThread, ThreadPlan, ToThread } from './thread-plan.ts';
 import { serverTls } from './tls.ts';
+
+/** What devices get for their requests when nobody waits for the answers any more. */
+const CLOSE_TIMEOUT_MILLISECONDS = 1000;
 
 const port = parentPort!;
 const plan = workerData as ThreadPlan;
@@ -54,13 +58,18 @@ function accept(server: NbdServer, fd: number, peer: string): void {
 
 function stop(server: NbdServer): void {
   server.shutdown(async (failure) => {
+    // Closing waits for what devices have, however long they take; who asked hears before that. The first answer counts.
+    const timer = setTimeout(() => {
+      post({ kind: 'stopped', reason: failure?.message ?? 'its devices do not close', hasEnded: false });
+    }, CLOSE_TIMEOUT_MILLISECONDS);
     for (const disk of disks) disk.close();
-    try {
-      await dm.close();
-      post({ kind: 'stopped', reason: failure?.message ?? null });
-    } catch (error) {
-      post({ kind: 'stopped', reason: (failure ?? (error as Error)).message });
-    }
+    const error = await dm.close().then(
+      () => null,
+      (reason: Error) => reason,
+    );
+    clearTimeout(timer);
+    closeSocketPoll();
+    post({ kind: 'stopped', reason: (failure ?? error)?.message ?? null, hasEnded: error === null });
   });
 }
 

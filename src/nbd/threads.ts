@@ -5,17 +5,29 @@
 // A thread sleeps where every Node.js thread does, in its event loop: so it ends whenever it is told to. One that blocks
 // in the kernel by itself was measured and gains nothing (docs/performance.md).
 import { Worker } from 'node:worker_threads';
+import type { BlockDevice } from '../block/block-device.ts';
 import type { Transport } from '../block/reactor.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { DeviceMapper } from '../reactor/device-mapper.ts';
 import { MalformedError } from './protocol/info.ts';
 import { MAX_CONNECTION_COUNT, MAX_SERVER_BYTE_LENGTH, SHUTDOWN_TIMEOUT_MILLISECONDS } from './server/bounds.ts';
+import { canShareRangeLock, shareRangeLock, unshareRangeLock } from './server/range-lock.ts';
 import { SharedGate } from './server/shared-gate.ts';
-import { type FromThread, type Graph, graphOf, planDevice, type ThreadPlan, type ToThread } from './thread-plan.ts';
+import {
+  type FromThread,
+  type Graph,
+  graphOf,
+  planDevice,
+  type ThreadEnd,
+  type ThreadPlan,
+  type ToThread,
+} from './thread-plan.ts';
 import type { NbdTlsOptions } from './tls.ts';
 
 /** A thread that does not say that it has stopped is given up this long after it should have. */
 const STOP_MARGIN_MILLISECONDS = 2000;
+/** What a thread that has nothing open gets to be gone. */
+const TERMINATE_TIMEOUT_MILLISECONDS = 2000;
 
 export interface NbdThreadsOptions {
   /** This one included. */
@@ -33,8 +45,10 @@ class ServerThread {
   isReady = false;
   readonly #worker: Worker;
   readonly #onError: NbdThreadsOptions['onError'];
-  #onStopped: ((reason: string | null) => void) | null = null;
+  #hasBeenReady = false;
+  #onStopped: ((end: ThreadEnd) => void) | null = null;
 
+  /** @throws Error where the system gives no thread */
   constructor(plan: ThreadPlan, onError: NbdThreadsOptions['onError']) {
     this.#onError = onError;
     this.#worker = new Worker(new URL('./thread.js', import.meta.url), {
@@ -47,9 +61,10 @@ class ServerThread {
     });
     this.#worker.stderr.on('data', (text: Buffer) => process.stderr.write(text));
     this.#worker.on('message', (message: FromThread) => this.#onMessage(message));
-    // Not ours to mend: it goes on as any exception that nobody has caught.
     this.#worker.on('error', (error) => {
-      throw error;
+      // Until it is ready it has nobody's connection: too few descriptors or too little memory to start with are no reason
+      // to end those that others serve. From then on it is not ours to mend, and goes on as any exception nobody caught.
+      if (this.#hasBeenReady) throw error;
     });
     this.#worker.unref();
   }
@@ -58,10 +73,11 @@ class ServerThread {
     switch (message.kind) {
       case 'ready':
         this.isReady = true;
+        this.#hasBeenReady = true;
         break;
       case 'unable':
         // The others serve on. It is no error: the clients are answered as well, by fewer threads.
-        void this.#worker.terminate();
+        void this.#terminate();
         break;
       case 'gone':
         this.connectionCount--;
@@ -71,7 +87,7 @@ class ServerThread {
         break;
       default:
         this.isReady = false;
-        this.#onStopped?.(message.reason);
+        this.#onStopped?.(message);
     }
   }
 
@@ -84,48 +100,73 @@ class ServerThread {
     this.#worker.postMessage(message);
   }
 
-  /** @returns why it did not end as it should; null where it did */
-  async stop(): Promise<string | null> {
+  async stop(): Promise<ThreadEnd> {
     if (!this.isReady) {
       // It has no connection.
-      await this.#worker.terminate();
-      return null;
+      await this.#terminate();
+      return { reason: null, hasEnded: true };
     }
     let timer: NodeJS.Timeout | undefined;
-    const reason = await new Promise<string | null>((resolve) => {
+    const end = await new Promise<ThreadEnd>((resolve) => {
       const limit = SHUTDOWN_TIMEOUT_MILLISECONDS + STOP_MARGIN_MILLISECONDS;
-      timer = setTimeout(() => resolve('a thread did not stop'), limit);
+      timer = setTimeout(() => resolve({ reason: 'a thread did not stop', hasEnded: false }), limit);
       this.#onStopped = resolve;
       this.#worker.ref();
       this.#post({ kind: 'stop' });
     });
     clearTimeout(timer);
-    // A thread that hangs in the kernel can't be waited for; this process is about to end.
-    const end = this.#worker.terminate();
-    if (reason === null) await end;
-    return reason;
+    // One that has something under way is left to end that; it does not keep the process.
+    if (end.hasEnded) await this.#terminate();
+    else this.#worker.unref();
+    return end;
   }
+
+  /** For a thread that has nothing open that matters. */
+  async #terminate(): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const limit = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, TERMINATE_TIMEOUT_MILLISECONDS);
+    });
+    await Promise.race([this.#worker.terminate(), limit]);
+    clearTimeout(timer);
+    this.#worker.unref();
+  }
+}
+
+/** Why these devices can't be served by several threads now; or what is below them. */
+function graphToShare(dm: DeviceMapper, names: readonly string[]): Graph | string {
+  if (new Set(names).size < names.length) return 'a name is there twice';
+  const graph = graphOf(dm, names);
+  if (typeof graph === 'string') return graph;
+  const taken = names.find((name) => !canShareRangeLock(dm.mapper.get(name)));
+  return taken === undefined ? graph : `${taken} is written to by another server's clients`;
 }
 
 /** The threads beside this one. */
 export class NbdThreads {
-  /** For each name the gate of this thread. */
-  readonly gates: readonly SharedGate[];
   /** What this thread's server may hold: its part. */
   readonly maxServerByteLength: number;
-  readonly #threads: readonly ServerThread[];
+  readonly #threads: ServerThread[] = [];
   readonly #pinned: readonly MappedDevice[];
+  readonly #shared: readonly BlockDevice[];
 
-  /** @returns why there are none */
+  /**
+   * Devices that other threads serve already are served by this one as well, which heeds those others.
+   *
+   * @returns why there are none
+   */
   static start(dm: DeviceMapper, options: NbdThreadsOptions): NbdThreads | string {
-    const graph = graphOf(dm, options.names);
+    const graph = graphToShare(dm, options.names);
     return typeof graph === 'string' ? graph : new NbdThreads(dm, options, graph);
   }
 
   private constructor(dm: DeviceMapper, options: NbdThreadsOptions, graph: Graph) {
     const { threadCount, names, readOnly, tls, onError } = options;
     const gates = names.map(() => new SharedArrayBuffer(SharedGate.byteLength(threadCount)));
-    this.gates = gates.map((memory) => new SharedGate(memory, 0, threadCount, dm.loop));
+    this.#shared = names.map((name) => dm.mapper.get(name));
+    for (const [index, memory] of gates.entries()) {
+      shareRangeLock(this.#shared[index]!, new SharedGate(memory, 0, threadCount, dm.loop));
+    }
     this.#pinned = graph.devices;
     for (const device of this.#pinned) device.pinned = 'it is served by several threads, whose tables are the same';
     this.maxServerByteLength = Math.floor(MAX_SERVER_BYTE_LENGTH / threadCount);
@@ -139,11 +180,15 @@ export class NbdThreads {
       threadCount,
       gates,
     };
-    const threads: ServerThread[] = [];
-    for (let threadIndex = 1; threadIndex < threadCount; threadIndex++) {
-      threads.push(new ServerThread({ ...plan, threadIndex }, onError));
+    // Where none of them comes to be ready the devices stay pinned all the same: whether a table can be replaced should
+    // not hang on which moment somebody asks at.
+    try {
+      for (let threadIndex = 1; threadIndex < threadCount; threadIndex++) {
+        this.#threads.push(new ServerThread({ ...plan, threadIndex }, onError));
+      }
+    } catch {
+      // The system gives no more: those there are serve.
     }
-    this.#threads = threads;
   }
 
   /**
@@ -171,10 +216,18 @@ export class NbdThreads {
     return true;
   }
 
-  /** As the shutdown of a server: all is answered and flushed. @returns why not */
-  async close(): Promise<string | null> {
-    const reasons = await Promise.all(this.#threads.map((thread) => thread.stop()));
+  /** As the shutdown of a server: all is answered and flushed. {@link release} is to follow where they have ended. */
+  async close(): Promise<ThreadEnd> {
+    const ends = await Promise.all(this.#threads.map((thread) => thread.stop()));
+    return {
+      reason: ends.find(({ reason }) => reason !== null)?.reason ?? null,
+      hasEnded: ends.every(({ hasEnded }) => hasEnded),
+    };
+  }
+
+  /** The devices are this thread's alone again. */
+  release(): void {
     for (const device of this.#pinned) device.pinned = null;
-    return reasons.find((reason) => reason !== null) ?? null;
+    for (const device of this.#shared) unshareRangeLock(device);
   }
 }
