@@ -13,6 +13,9 @@ import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
 /** Each has a heap of its own. */
 export const MAX_THREAD_COUNT = 64;
 
+/** Threads take about 100 ms to start. */
+const THREAD_WAIT_MILLISECONDS = 150;
+
 export interface ServeNbdOptions {
   /** Where to listen. A string is `unix:PATH` or `tcp:HOST:PORT`. */
   listen: string | ListenAddress;
@@ -26,9 +29,15 @@ export interface ServeNbdOptions {
   allowRemote?: boolean;
   /**
    * Threads that share the connections, this one included; 1 unless given. Only for devices whose lines keep no state and
-   * end in files or block devices: others have one. Their tables can't be replaced or suspended meanwhile (EBUSY).
+   * end in files or block devices: others have one. Meanwhile they can be neither changed nor removed (EBUSY).
+   * {@link NbdService.server} is this thread's alone.
    */
   threads?: number;
+  /**
+   * How long to wait for the other threads before listening: clients that come before they are ready are served by this
+   * one, to the end. 150 ms unless given; not at all for a socket that listens already.
+   */
+  threadWaitMilliseconds?: number;
   /** Told of a client that broke the protocol and of anything unexpected inside a connection. */
   onError?: NbdServerOptions['onError'];
 }
@@ -37,6 +46,10 @@ export interface ServeNbdOptions {
 export interface NbdService {
   /** Where it listens: `unix:PATH`, `tcp:HOST:PORT` with the port that was chosen, or `fd:N` for an inherited socket. */
   readonly address: string;
+  /**
+   * The server of this thread. Other threads' servers offer what there was at the start: an export that is added here or
+   * taken out is so for this thread's clients alone, and the statistics are of those.
+   */
   readonly server: NbdServer;
   /** The URI a client attaches to for the device named. @throws DmError EINVAL for an inherited socket: its maker has it */
   uri(name: string): string;
@@ -125,6 +138,8 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
   const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls);
   const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
   const readOnly = options.readOnly ?? false;
+  // Whoever gave us a socket may have a client at it already.
+  const threadWait = options.threadWaitMilliseconds ?? ('fd' in address ? 0 : THREAD_WAIT_MILLISECONDS);
   const disks: Disk[] = [];
   const threads = startThreads(dm, names, options);
   const server = new NbdServer({
@@ -139,6 +154,7 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
       disks.push(disk);
       server.exports.add({ name, device: disk.device, readOnly });
     }
+    if (threads !== null && threadWait > 0) await threads.settled(threadWait);
     const listener = await listen(dm, address, server, threads);
     let closing: Promise<void> | null = null;
     return {

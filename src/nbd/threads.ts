@@ -46,11 +46,17 @@ class ServerThread {
   readonly #worker: Worker;
   readonly #onError: NbdThreadsOptions['onError'];
   #hasBeenReady = false;
+  /** It is ready, or will never be. */
+  readonly settled: Promise<void>;
+  #settle!: () => void;
   #onStopped: ((end: ThreadEnd) => void) | null = null;
 
   /** @throws Error where the system gives no thread */
   constructor(plan: ThreadPlan, onError: NbdThreadsOptions['onError']) {
     this.#onError = onError;
+    this.settled = new Promise((resolve) => {
+      this.#settle = resolve;
+    });
     this.#worker = new Worker(new URL('./thread.js', import.meta.url), {
       workerData: plan,
       name: `nbd-${plan.threadIndex}`,
@@ -65,6 +71,7 @@ class ServerThread {
       // Until it is ready it has nobody's connection: too few descriptors or too little memory to start with are no reason
       // to end those that others serve. From then on it is not ours to mend, and goes on as any exception nobody caught.
       if (this.#hasBeenReady) throw error;
+      this.#settle();
     });
     this.#worker.unref();
   }
@@ -74,10 +81,12 @@ class ServerThread {
       case 'ready':
         this.isReady = true;
         this.#hasBeenReady = true;
+        this.#settle();
         break;
       case 'unable':
         // The others serve on. It is no error: the clients are answered as well, by fewer threads.
         void this.#terminate();
+        this.#settle();
         break;
       case 'gone':
         this.connectionCount--;
@@ -189,6 +198,16 @@ export class NbdThreads {
     } catch {
       // The system gives no more: those there are serve.
     }
+  }
+
+  /** Resolves when all are ready, as far as they ever will be; and when that takes longer. */
+  async settled(milliseconds: number): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const limit = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, milliseconds);
+    });
+    await Promise.race([Promise.all(this.#threads.map((thread) => thread.settled)), limit]);
+    clearTimeout(timer);
   }
 
   /**

@@ -20,7 +20,11 @@ export interface DeviceMapperOptions {
   baseFolder?: string;
   /** Which files and block devices are opened around the page cache (O_DIRECT); none unless given. */
   directIo?: DirectIoChoice;
-  /** What another thread of this process has open: nothing else can be opened then. */
+  /**
+   * What another thread of this process has open: nothing else can be opened then.
+   *
+   * @internal
+   */
   heldFiles?: readonly HeldFile[];
   /** Target types of the program's own, beside those that dmkit brings. */
   targets?: readonly AnyTargetType[];

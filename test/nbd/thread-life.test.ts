@@ -30,6 +30,7 @@ vi.mock('node:worker_threads', async (original) => {
 
 const built = new URL('../../dist/nbd/thread.js', import.meta.url);
 const stuck = new URL('./stuck-thread.mjs', import.meta.url);
+const silent = new URL('data:text/javascript,setInterval(() => {}, 1000)');
 const missing = new URL('./no-such-thread.mjs', import.meta.url);
 
 afterEach(() => {
@@ -77,6 +78,34 @@ test.each<[string, (URL | Error)[]]>([
   await service.close();
   expect(device.pinned).toBe(null);
   await dm.load('disk', table);
+  await dm.close();
+});
+
+test('clients that come as soon as it listens find the threads ready', async () => {
+  const { dm } = await diskMapper();
+  workers.scripts = [built, built];
+  const listen = `unix:${join(tempDir('life'), 's')}` as const;
+  const service = await serveNbd(dm, { listen, threads: 3, threadWaitMilliseconds: 20_000 });
+  const clients = await Promise.all(Array.from({ length: 6 }, () => connectNbd(service.uri('disk'))));
+  expect(service.server.statistics.connectionCount).toBe(2);
+  await Promise.all(clients.map((client) => client.close()));
+  await service.close();
+  await dm.close();
+});
+
+test.each([
+  ['never there', silent, 50],
+  ['never wanted', built, 0],
+])('it listens all the same when they are %s', async (_, script, threadWaitMilliseconds) => {
+  const { dm, content } = await diskMapper();
+  workers.scripts = [script];
+  const listen = `unix:${join(tempDir('life'), 's')}` as const;
+  const service = await serveNbd(dm, { listen, threads: 2, threadWaitMilliseconds });
+  const clients = await Promise.all(Array.from({ length: 3 }, () => connectNbd(service.uri('disk'))));
+  expect(service.server.statistics.connectionCount).toBe(3);
+  for (const client of clients) expect((await client.read(0, SECTORS * 512)).equals(content)).toBe(true);
+  await Promise.all(clients.map((client) => client.close()));
+  await service.close();
   await dm.close();
 });
 

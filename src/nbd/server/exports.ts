@@ -35,7 +35,8 @@ export function isReadOnly(entry: NbdExport): boolean {
 /** Size in bytes (exact, as a multiple of 512) and the transmission flags that follow from the device's limits. */
 export function exportInfo(entry: NbdExport, negotiation: Negotiation): ExportInfo {
   const { device } = entry;
-  // All connections of an export share one device without caches of their own, so a flush on any covers all.
+  // All connections of an export in one thread share one device, without a cache of its own. Devices of other threads of
+  // this server end in the same files, so that they share the kernel's page cache. A flush on any connection covers all.
   let flags = TRANSMISSION_HAS_FLAGS | TRANSMISSION_SEND_FLUSH | TRANSMISSION_SEND_FUA | TRANSMISSION_CAN_MULTI_CONN;
   flags |= TRANSMISSION_SEND_CACHE;
   if (negotiation.hasChunks) flags |= TRANSMISSION_SEND_DF;
