@@ -1,59 +1,16 @@
 // One server, several threads: the built command with --threads, and clients on many connections at once.
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, readlinkSync, renameSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, renameSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { connectNbd, type NbdConnection } from '../../src/nbd/connect.ts';
-import { dmkit, type Serving, serve } from '../support/cli.ts';
+import { dmkit, serve } from '../support/cli.ts';
 import { makeRandom, printSeedOnFailure, runs } from '../support/seed.ts';
+import { client, clientsOfAllThreads, connectionsByThread } from '../support/threads.ts';
 import { makeImage, randomBytes, tempDir } from '../support/tmp.ts';
 
 const patient = { timeout: 20_000, interval: 20 };
-
-/**
- * How many connections each thread of a process reads by itself: the sockets in each epoll descriptor that has nothing
- * else. Node's own have other things as well.
- */
-function connectionsByThread(pid: number): number[] {
-  const counts: number[] = [];
-  for (const fd of readdirSync(`/proc/${pid}/fdinfo`)) {
-    try {
-      const targets = [...readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8').matchAll(/^tfd:\s*(\d+)/gm)];
-      const names = targets.map(([, target]) => readlinkSync(`/proc/${pid}/fd/${target}`));
-      if (names.length > 0 && names.every((name) => name.startsWith('socket:'))) counts.push(names.length);
-    } catch {
-      // Closed meanwhile.
-    }
-  }
-  return counts;
-}
-
-async function client(uri: string): Promise<NbdConnection> {
-  const connection = await connectNbd(uri);
-  onTestFinished(async () => {
-    await connection.close().catch(() => {});
-  });
-  return connection;
-}
-
-/** So many connections that every thread has some. Threads are there soon after the server, not before. */
-async function clientsOfAllThreads(serving: Serving, threadCount: number): Promise<NbdConnection[]> {
-  const uri = serving.uris[0]!;
-  // The threads are there when one more connection is nobody else's.
-  await expect
-    .poll(async () => {
-      const probes = await Promise.all(Array.from({ length: threadCount }, () => connectNbd(uri)));
-      const used = probes.length;
-      const spread = connectionsByThread(serving.pid).filter((count) => count === 1).length;
-      await Promise.all(probes.map((probe) => probe.close()));
-      return spread >= used;
-    }, patient)
-    .toBe(true);
-  const clients: NbdConnection[] = [];
-  for (let i = 0; i < 2 * threadCount; i++) clients.push(await client(uri));
-  return clients;
-}
 
 function unix(folder: string): string[] {
   return ['--nbd', `unix:${join(folder, 'nbd.sock')}`];
@@ -196,7 +153,7 @@ test('SIGTERM with requests on every thread: what was acknowledged is in the ima
   expect(existsSync(join(folder, 'nbd.sock'))).toBe(false);
 });
 
-test('ends at once when it is told to before its threads are there', async () => {
+test('ends in order when it is told to before its threads are there', async () => {
   const folder = tempDir('threads');
   makeImage(join(folder, 'a.img'), 64, 1);
   for (let i = 0; i < 3; i++) {
@@ -212,10 +169,9 @@ test('threads go on with the image that was opened, whatever has its name by the
   const serving = await serve(['disk', '--table', `0 64 linear ${image} 0`, '--threads', '2', ...unix(folder)]);
   renameSync(image, join(folder, 'moved.img'));
   makeImage(image, 64, 99);
-  for (let i = 0; i < 12; i++) {
-    const each = await client(serving.uris[0]!);
-    expect((await each.read(0, 64 * 512)).equals(content)).toBe(true);
-  }
+  const clients = await clientsOfAllThreads(serving, 2);
+  await expect.poll(() => connectionsByThread(serving.pid), patient).toEqual([2, 2]);
+  for (const each of clients) expect((await each.read(0, 64 * 512)).equals(content)).toBe(true);
 });
 
 test('an image that is cut fails in every thread, from where it ends', async () => {
@@ -250,6 +206,8 @@ test('a device that keeps a state is served by one thread', async () => {
   writeFileSync(join(folder, 'cow.img'), Buffer.alloc(2 * SECTORS * 512));
   const table = `0 ${SECTORS} snapshot ${join(folder, 'a.img')} ${join(folder, 'cow.img')} N 8`;
   const serving = await serve(['snap', '--table', table, '--threads', '3', ...unix(folder)]);
+  // Long enough for threads to start, if there were any.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
   const clients = await Promise.all(Array.from({ length: 6 }, () => client(serving.uris[0]!)));
   await expect.poll(() => connectionsByThread(serving.pid), patient).toEqual([6]);
   await clients[0]!.write(100, Buffer.from('written'));

@@ -8,6 +8,7 @@ import { describe, expect, it, test } from 'vitest';
 import { takeInheritedSocket } from '../../src/cli/activation.ts';
 import { connectNbd } from '../../src/nbd/index.ts';
 import { describePeer, peer, run } from '../support/peers.ts';
+import { clientsOfAllThreads, connectionsByThread } from '../support/threads.ts';
 import { makeImage, randomBytes, sha256, tempDir } from '../support/tmp.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -105,7 +106,7 @@ describe('an inherited socket', () => {
     }
   });
 
-  it('over TCP serves client after client until SIGTERM, as under systemd', async () => {
+  it.each([1, 3])('over TCP serves client after client until SIGTERM, as under systemd, with %i threads', async (n) => {
     const { image } = bracketed();
     const listener = createServer();
     await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
@@ -123,7 +124,9 @@ describe('an inherited socket', () => {
       '--table',
     ];
     const handle = (listener as unknown as { _handle: { fd: number } })._handle;
-    const child = spawn('sh', [...args, table], { stdio: ['ignore', 'pipe', 'inherit', handle.fd] });
+    const child = spawn('sh', [...args, table, '--threads', String(n)], {
+      stdio: ['ignore', 'pipe', 'inherit', handle.fd],
+    });
     const exited = new Promise((resolve) => child.once('exit', resolve));
     let output = '';
     child.stdout!.on('data', (chunk) => {
@@ -136,6 +139,14 @@ describe('an inherited socket', () => {
         expect(client.byteLength).toBe(SECTORS * 512);
         await client.close();
       }
+      const clients = await clientsOfAllThreads({ pid: child.pid!, uris: [`nbd://127.0.0.1:${port}/`] }, n);
+      await expect
+        .poll(() => connectionsByThread(child.pid!), { timeout: 10_000 })
+        .toEqual(Array.from({ length: n }, () => 2));
+      await Promise.all(clients.map((client, i) => client.write(i * 1000, Buffer.alloc(1000, i + 1))));
+      const expected = Buffer.concat(clients.map((_, i) => Buffer.alloc(1000, i + 1)));
+      for (const client of clients) expect((await client.read(0, expected.byteLength)).equals(expected)).toBe(true);
+      for (const client of clients) await client.close();
     } finally {
       child.kill('SIGTERM');
     }

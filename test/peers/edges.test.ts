@@ -8,6 +8,7 @@ import { connectNbd, type NbdConnection } from '../../src/nbd/index.ts';
 import { type Serving, serve } from '../support/cli.ts';
 import { describePeer, peer, run } from '../support/peers.ts';
 import { start } from '../support/process.ts';
+import { clientsOfAllThreads, connectionsByThread } from '../support/threads.ts';
 import { randomBytes, sha256, tempDir } from '../support/tmp.ts';
 
 const MIB = 1 << 20;
@@ -30,15 +31,31 @@ async function terminate(server: Serving): Promise<{ code: number | null; second
   return { code, seconds: (performance.now() - begin) / 1000 };
 }
 
-/** What engines and threads may open on their way; every client that is left behind would count for itself. */
-const ENGINE_FILES = 24;
+/** What an engine may open on its way; every client that is left behind would count for itself. */
+const ENGINE_FILES = 4;
 
 const openFiles = async (pid: number): Promise<number> => (await readdir(`/proc/${pid}/fd`)).length;
+
+/** Has every thread do something of everything, so that it has opened what it needs. @returns what is open then */
+async function usedFiles(server: Serving, threadCount: number): Promise<number> {
+  const clients = await clientsOfAllThreads(server, threadCount);
+  for (const client of clients) {
+    await client.write(0, await client.read(0, 4096));
+    await client.flush();
+  }
+  await Promise.all(clients.map((client) => client.close()));
+  await expect.poll(() => connectionsByThread(server.pid), patient).toEqual([]);
+  // Of each connection Node's own socket goes a moment later.
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  return openFiles(server.pid);
+}
 
 describePeer(['fio'], 'SIGTERM', () => {
   test('while fio writes and reads: the server ends with 0, fio with errors, neither hangs', async () => {
     const { folder, path, args } = image('sigterm');
-    const server = await serve(args);
+    const server = await serve([...args, '--threads', '2']);
+    // A thread asks when it starts whether the file takes holes, and that is a change of it.
+    for (const client of await clientsOfAllThreads(server, 2)) await client.close();
     const { mtimeMs } = statSync(path);
     const fio = run(
       peer('fio'),
@@ -97,8 +114,10 @@ describePeer(['nbdcopy'], 'clients that vanish', () => {
   test('killed in the middle of copies, leave nothing, and harm nobody', async () => {
     const { folder, path, args } = image('vanish');
     writeFileSync(join(folder, 'big.img'), randomBytes(SIZE, 4));
-    const server = await serve(args);
+    const server = await serve([...args, '--threads', '2']);
+    await usedFiles(server, 2);
     const steady = await connectNbd(server.uris[0]!);
+    await steady.read(0, 4096);
     const before = await openFiles(server.pid);
     for (let round = 0; round < 5; round++) {
       const copies = [
@@ -127,8 +146,8 @@ describePeer(['nbdcopy'], 'clients that vanish', () => {
 
 test('256 clients at once are served; one more is not, until one leaves', async () => {
   const { folder, args } = image('many');
-  const server = await serve(args);
-  const before = await openFiles(server.pid);
+  const server = await serve([...args, '--threads', '2']);
+  const before = await usedFiles(server, 2);
   const clients: NbdConnection[] = [];
   for (let i = 0; i < 256; i += 32) {
     clients.push(...(await Promise.all(Array.from({ length: 32 }, () => connectNbd(server.uris[0]!)))));
@@ -150,6 +169,18 @@ test('256 clients at once are served; one more is not, until one leaves', async 
   await Promise.all(Array.from({ length: 256 }, () => open(join(folder, 's'))));
   expect(await terminate(server)).toMatchObject({ code: 0 });
 }, 60_000);
+
+test('threads give back every descriptor of connections that came and went', async () => {
+  const { args } = image('back');
+  const server = await serve([...args, '--threads', '3']);
+  const before = await usedFiles(server, 3);
+  for (let round = 0; round < 20; round++) {
+    const clients = await Promise.all(Array.from({ length: 9 }, () => connectNbd(server.uris[0]!)));
+    await Promise.all(clients.map((client) => client.read(0, 4096)));
+    await Promise.all(clients.map((client) => client.close()));
+  }
+  await expect.poll(() => openFiles(server.pid), patient).toBeLessThanOrEqual(before);
+});
 
 /** Connects as soon as there is room. */
 async function expectConnection(uri: string): Promise<NbdConnection> {

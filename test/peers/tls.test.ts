@@ -7,6 +7,7 @@ import { issueCertificate, makeAuthority } from '../support/certificates.ts';
 import { dmkit, serve } from '../support/cli.ts';
 import { describePeer, peer, run } from '../support/peers.ts';
 import { start } from '../support/process.ts';
+import { socketsByLoop } from '../support/threads.ts';
 import { makeImage, randomBytes, sha256, tempDir } from '../support/tmp.ts';
 
 const SECTORS = 16384;
@@ -75,6 +76,36 @@ describePeer(['psktool', 'nbdinfo', 'nbdcopy', 'qemu-img'], 'shared keys', () =>
     expect(output()).toMatch(/^dmkit: client unix:.*: TLS: /m);
     // All of that harmed nobody.
     await ok(peer('nbdinfo'), [uris[0]!]);
+  });
+
+  test('several threads share the connections, each with TLS of its own', async () => {
+    const { folder, image, args } = disk('psk');
+    const psk = await keys(folder);
+    const server = await serve([...args, '--nbd', `unix:${folder}/s`, '--threads', '3', '--tls-psk', psk]);
+    const connect = () => Promise.all(Array.from({ length: 6 }, () => connectNbd(server.uris[0]!)));
+    // Threads may be there a moment after the server.
+    await expect
+      .poll(
+        async () => {
+          const probes = await connect();
+          const counts = socketsByLoop(server.pid).sort();
+          await Promise.all(probes.map((probe) => probe.close()));
+          return counts;
+        },
+        { timeout: 20_000 },
+      )
+      // One listens as well.
+      .toEqual([2, 2, 3]);
+    const clients = await connect();
+    await Promise.all(clients.map((client, i) => client.write(i * 1000, Buffer.alloc(1000, i + 1))));
+    await clients[0]!.flush();
+    const expected = Buffer.concat(clients.map((_, i) => Buffer.alloc(1000, i + 1)));
+    for (const client of clients) expect((await client.read(0, 6000)).equals(expected)).toBe(true);
+    await Promise.all(clients.map((client) => client.close()));
+    await ok(peer('nbdcopy'), ['-C', '4', server.uris[0]!, join(folder, 'out.img')]);
+    expect(sha256(join(folder, 'out.img'))).toBe(sha256(image));
+    await fails(peer('nbdinfo'), [server.uris[0]!.replace('alice', 'bob')]);
+    expect(await server.stop()).toBe(0);
   });
 
   test('allow serves both ways, off one', async () => {
