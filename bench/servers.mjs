@@ -38,12 +38,12 @@ function uriAt({ socket, port }, name = '') {
   return socket === undefined ? `nbd://127.0.0.1:${port}/${name}` : `nbd+unix:///${name}?socket=${socket}`;
 }
 
-function dmkit(name, env) {
+function dmkit(name, { env, options = [] } = {}) {
   return {
     name,
     available: dmkitCommandMissing,
     serve: (image, place) =>
-      serveDmkit(['disk', '--table', `0 ${statSync(image).size / 512} linear ${image} 0`], place, { env }),
+      serveDmkit(['disk', '--table', `0 ${statSync(image).size / 512} linear ${image} 0`, ...options], place, { env }),
   };
 }
 
@@ -102,7 +102,10 @@ export const SERVERS = [
 ];
 
 /** What happens where io_uring is refused, as containers do: threads take its place. */
-export const DMKIT_WITHOUT_RING = dmkit('dmkit serve, no ring', { DMKIT_ENGINE: 'direct' });
+export const DMKIT_WITHOUT_RING = dmkit('dmkit serve, no ring', { env: { DMKIT_ENGINE: 'direct' } });
+
+/** What the threads give that several connections are shared out to. */
+export const DMKIT_ONE_THREAD = dmkit('dmkit serve, one thread', { options: ['--threads', '1'] });
 
 /** A server that moves no data: what the client can do at all. */
 export const NULL_SERVER = {

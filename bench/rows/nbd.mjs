@@ -4,7 +4,7 @@ import { fioNbd } from '../contestants/fio.mjs';
 import { imageFor, warm } from '../images.mjs';
 import { fileSystemOf } from '../machine.mjs';
 import { cpuMicroseconds } from '../proc.mjs';
-import { DMKIT_WITHOUT_RING, missing, NULL_SERVER, placeFor, SERVERS } from '../servers.mjs';
+import { DMKIT_ONE_THREAD, DMKIT_WITHOUT_RING, missing, NULL_SERVER, placeFor, SERVERS } from '../servers.mjs';
 
 const MIB = 2 ** 20;
 /** A server that has a process for each client takes note of its end. */
@@ -78,11 +78,14 @@ const SHAPES = {
   ],
 };
 
-/** Which servers meet in a row: the ceiling for one connection, dmkit without its ring once for each kind of work. */
+/**
+ * Which servers meet in a row: for one connection the ceiling, with dmkit's threads or without its ring where that
+ * makes a difference.
+ */
 function serversOf(inFlight, jobs) {
-  if (jobs > 1) return SERVERS;
   const [first, ...others] = SERVERS;
-  return [first, ...(inFlight === 16 ? [DMKIT_WITHOUT_RING] : []), ...others, NULL_SERVER];
+  if (jobs > 1) return [first, DMKIT_ONE_THREAD, ...others];
+  return [first, ...(inFlight >= 16 ? [DMKIT_WITHOUT_RING] : []), ...others, NULL_SERVER];
 }
 
 export function nbdRows(folders, options) {
