@@ -280,7 +280,7 @@ test.each([
   expect(result.stderr).toContain(message);
 });
 
-test('the library: tables that threads have a copy of can be neither replaced nor suspended meanwhile', async () => {
+test('the library: tables that threads have a copy of can be neither replaced nor suspended meanwhile, nor their devices removed', async () => {
   const folder = tempDir('threads');
   makeImage(join(folder, 'a.img'), 64, 1);
   const { DeviceMapper } = (await import(
@@ -301,6 +301,12 @@ test('the library: tables that threads have a copy of can be neither replaced no
     code: 'EBUSY',
     message: expect.stringContaining('several threads'),
   });
+  await expect(dm.resume('disk')).rejects.toMatchObject({ code: 'EBUSY' });
+  await expect(dm.remove('disk')).rejects.toMatchObject({ code: 'EBUSY' });
+  await expect(dm.close()).rejects.toMatchObject({ code: 'EBUSY' });
+  const connection = await client(service.uri('disk'));
+  await connection.write(0, await connection.read(0, 512));
+  await connection.close();
   await service.close();
   await dm.load('disk', table);
   await dm.suspend('disk');
