@@ -6,6 +6,7 @@ import { fileSystemOf } from '../machine.mjs';
 import { cpuMicroseconds } from '../proc.mjs';
 import { run } from '../process.mjs';
 import { DMKIT_ONE_THREAD, missing, placeFor, SERVERS } from '../servers.mjs';
+import { READY_MILLISECONDS } from './nbd.mjs';
 
 const MIB = 2 ** 20;
 const RUN_SECONDS = 120;
@@ -36,6 +37,7 @@ function contestant(server, way, folder, byteLength) {
       warm(image);
       warm(file());
       running = await server.serve(image, await placeFor(folder, server.name));
+      await sleep(READY_MILLISECONDS);
       await copy();
     },
     async measure() {

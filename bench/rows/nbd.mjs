@@ -10,6 +10,9 @@ const MIB = 2 ** 20;
 /** A server that has a process for each client takes note of its end. */
 const SETTLE_MILLISECONDS = 50;
 
+/** A server that starts threads when it listens has them by then. */
+export const READY_MILLISECONDS = 300;
+
 /** One fio run against a running server, with the server's own CPU time. */
 export async function measureNbd(server, work) {
   const before = cpuMicroseconds(server.pid);
@@ -29,6 +32,7 @@ function contestant(server, { folder, overTcp, options, ...work }) {
       const image = imageFor(folder, server.name, options.imageBytes);
       warm(image);
       running = await server.serve(image, await placeFor(folder, server.name, overTcp));
+      await sleep(READY_MILLISECONDS);
       await fioNbd({ ...options, ...work, uri: running.uri, round: 0, seconds: Math.max(0.3, options.seconds / 3) });
     },
     measure: (round) => measureNbd(running, { ...options, ...work, round }),

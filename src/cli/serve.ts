@@ -236,8 +236,6 @@ export async function serve(options: ServeOptions): Promise<number> {
       allowRemote: options.allowRemote ?? false,
       ...(tls === undefined ? {} : { tls }),
       threads: threadCount(options.threads),
-      // Most commands are over sooner than the threads would be there.
-      ...(options.run === undefined ? {} : { threadWaitMilliseconds: 0 }),
       onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
     });
     try {

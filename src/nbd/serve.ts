@@ -13,9 +13,6 @@ import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
 /** Each has a heap of its own. */
 export const MAX_THREAD_COUNT = 64;
 
-/** Threads take about 100 ms to start. */
-const THREAD_WAIT_MILLISECONDS = 150;
-
 export interface ServeNbdOptions {
   /** Where to listen. A string is `unix:PATH` or `tcp:HOST:PORT`. */
   listen: string | ListenAddress;
@@ -34,8 +31,8 @@ export interface ServeNbdOptions {
    */
   threads?: number;
   /**
-   * How long to wait for the other threads before listening: clients that come before they are ready are served by this
-   * one, to the end. 150 ms unless given; not at all for a socket that listens already.
+   * How long to wait for the other threads before listening, for they take some 100 ms to start: clients that come before
+   * they are ready are served by this one, to the end. Not at all unless given.
    */
   threadWaitMilliseconds?: number;
   /** Told of a client that broke the protocol and of anything unexpected inside a connection. */
@@ -110,14 +107,14 @@ function listen(
 }
 
 /** The threads beside this one; null where there are to be none, or these devices can't have any. */
-function startThreads(dm: DeviceMapper, names: readonly string[], options: ServeNbdOptions): NbdThreads | null {
+function planThreads(dm: DeviceMapper, names: readonly string[], options: ServeNbdOptions): NbdThreads | null {
   const { threads: threadCount = 1, readOnly = false, tls = null, onError = () => {} } = options;
   if (!Number.isInteger(threadCount) || threadCount < 1 || threadCount > MAX_THREAD_COUNT) {
     throw new DmError(Errno.EINVAL, `${threadCount} threads: 1 to ${MAX_THREAD_COUNT} can be`);
   }
   // Without calls on sockets a connection can't be given to another thread.
   if (threadCount === 1 || socketCalls() === null) return null;
-  const threads = NbdThreads.start(dm, { threadCount, names, readOnly, tls, onError });
+  const threads = NbdThreads.plan(dm, { threadCount, names, readOnly, tls, onError });
   return typeof threads === 'string' ? null : threads;
 }
 
@@ -138,10 +135,9 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
   const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls);
   const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
   const readOnly = options.readOnly ?? false;
-  // Whoever gave us a socket may have a client at it already.
-  const threadWait = options.threadWaitMilliseconds ?? ('fd' in address ? 0 : THREAD_WAIT_MILLISECONDS);
+  const { threadWaitMilliseconds: threadWait = 0 } = options;
   const disks: Disk[] = [];
-  const threads = startThreads(dm, names, options);
+  const threads = planThreads(dm, names, options);
   const server = new NbdServer({
     reactor: dm.loop,
     ...(threads === null ? {} : { maxServerByteLength: threads.maxServerByteLength }),
@@ -154,8 +150,13 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
       disks.push(disk);
       server.exports.add({ name, device: disk.device, readOnly });
     }
-    if (threads !== null && threadWait > 0) await threads.settled(threadWait);
+    if (threads !== null && threadWait > 0) {
+      threads.start();
+      await threads.settled(threadWait);
+    }
     const listener = await listen(dm, address, server, threads);
+    // Where nobody waits for them they take nothing from the way to here.
+    if (threadWait === 0) threads?.start();
     let closing: Promise<void> | null = null;
     return {
       address: listener.address,

@@ -155,16 +155,19 @@ function graphToShare(dm: DeviceMapper, names: readonly string[]): Graph | strin
 export class NbdThreads {
   /** What this thread's server may hold: its part. */
   readonly maxServerByteLength: number;
+  readonly #plan: Omit<ThreadPlan, 'threadIndex'>;
+  readonly #onError: NbdThreadsOptions['onError'];
   readonly #threads: ServerThread[] = [];
   readonly #pinned: readonly MappedDevice[];
   readonly #shared: readonly BlockDevice[];
 
   /**
-   * Devices that other threads serve already are served by this one as well, which heeds those others.
+   * Sees to it that these devices can be served by several threads; {@link start} starts those. Devices that other threads
+   * serve already are served by this one as well, which heeds those others.
    *
-   * @returns why there are none
+   * @returns why there can be none
    */
-  static start(dm: DeviceMapper, options: NbdThreadsOptions): NbdThreads | string {
+  static plan(dm: DeviceMapper, options: NbdThreadsOptions): NbdThreads | string {
     const graph = graphToShare(dm, options.names);
     return typeof graph === 'string' ? graph : new NbdThreads(dm, options, graph);
   }
@@ -176,10 +179,13 @@ export class NbdThreads {
     for (const [index, memory] of gates.entries()) {
       shareRangeLock(this.#shared[index]!, new SharedGate(memory, 0, threadCount, dm.loop));
     }
+    // Where none of them comes to be ready the devices stay pinned all the same: whether a table can be replaced should
+    // not hang on which moment somebody asks at.
     this.#pinned = graph.devices;
     for (const device of this.#pinned) device.pinned = 'it is served by several threads, whose tables are the same';
     this.maxServerByteLength = Math.floor(MAX_SERVER_BYTE_LENGTH / threadCount);
-    const plan: Omit<ThreadPlan, 'threadIndex'> = {
+    this.#onError = onError;
+    this.#plan = {
       devices: graph.devices.map(planDevice),
       files: graph.files,
       names,
@@ -189,11 +195,13 @@ export class NbdThreads {
       threadCount,
       gates,
     };
-    // Where none of them comes to be ready the devices stay pinned all the same: whether a table can be replaced should
-    // not hang on which moment somebody asks at.
+  }
+
+  /** Starts the threads; they take connections as soon as they can. */
+  start(): void {
     try {
-      for (let threadIndex = 1; threadIndex < threadCount; threadIndex++) {
-        this.#threads.push(new ServerThread({ ...plan, threadIndex }, onError));
+      for (let threadIndex = 1; threadIndex < this.#plan.threadCount; threadIndex++) {
+        this.#threads.push(new ServerThread({ ...this.#plan, threadIndex }, this.#onError));
       }
     } catch {
       // The system gives no more: those there are serve.
