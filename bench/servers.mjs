@@ -107,6 +107,14 @@ export const DMKIT_WITHOUT_RING = dmkit('dmkit serve, no ring', { env: { DMKIT_E
 /** What the threads give that several connections are shared out to. */
 export const DMKIT_ONE_THREAD = dmkit('dmkit serve, one thread', { options: ['--threads', '1'] });
 
+/** What the client can do at all with answers in dmkit's way: whatever it asks for is there, and what it writes is dropped. */
+export const DMKIT_ZERO = {
+  name: 'dmkit zero (ceiling)',
+  isCeiling: true,
+  available: dmkitCommandMissing,
+  serve: (image, place) => serveDmkit(['disk', '--table', `0 ${statSync(image).size / 512} zero`], place),
+};
+
 /** A server that moves no data: what the client can do at all. */
 export const NULL_SERVER = {
   name: 'nbdkit null (ceiling)',

@@ -4,7 +4,15 @@ import { fioNbd } from '../contestants/fio.mjs';
 import { imageFor, warm } from '../images.mjs';
 import { fileSystemOf } from '../machine.mjs';
 import { cpuMicroseconds } from '../proc.mjs';
-import { DMKIT_ONE_THREAD, DMKIT_WITHOUT_RING, missing, NULL_SERVER, placeFor, SERVERS } from '../servers.mjs';
+import {
+  DMKIT_ONE_THREAD,
+  DMKIT_WITHOUT_RING,
+  DMKIT_ZERO,
+  missing,
+  NULL_SERVER,
+  placeFor,
+  SERVERS,
+} from '../servers.mjs';
 
 const MIB = 2 ** 20;
 /** A server that has a process for each client takes note of its end. */
@@ -83,13 +91,19 @@ const SHAPES = {
 };
 
 /**
- * Which servers meet in a row: for one connection the ceiling, with dmkit's threads or without its ring where that
+ * Which servers meet in a row: for one connection the ceilings, with dmkit's threads or without its ring where that
  * makes a difference.
  */
 function serversOf(inFlight, jobs) {
   const [first, ...others] = SERVERS;
   if (jobs > 1) return [first, DMKIT_ONE_THREAD, ...others];
-  return [first, ...(inFlight >= 16 ? [DMKIT_WITHOUT_RING] : []), ...others, NULL_SERVER];
+  return [
+    first,
+    ...(inFlight >= 16 ? [DMKIT_WITHOUT_RING] : []),
+    ...others,
+    NULL_SERVER,
+    ...(inFlight === 64 ? [DMKIT_ZERO] : []),
+  ];
 }
 
 export function nbdRows(folders, options) {

@@ -49,7 +49,10 @@ function buildProgram(setExitCode: (code: number) => void): Command {
       '--reconnect <seconds>',
       'how long the server of an NBD URI that went away is waited for; 60 (DMKIT_RECONNECT)',
     )
-    .option('--threads <count>', 'threads that share the connections; one for each processor, 4 at the most')
+    .option(
+      '--threads <count>',
+      'threads that share the connections; one for each processor, 4 at the most, 1 for more than 64 devices',
+    )
     .option('--run <command>', 'run a shell command with $uri set, then stop and exit with its code')
     .addHelpText('after', SERVE_HELP)
     .action(async (names: string[], options: Omit<ServeOptions, 'names'>) => {

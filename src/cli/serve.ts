@@ -33,6 +33,8 @@ export interface ServeOptions {
 
 /** More than this, whoever wants it has to ask for it: each takes memory, and clients need processors too. */
 const DEFAULT_MAX_THREAD_COUNT = 4;
+/** The same for devices: each thread has all of them for itself, and an open file for each. */
+const DEFAULT_MAX_DEVICE_COUNT = 64;
 const PARENT_CHECK_MILLISECONDS = 500;
 /** For what is still to be printed. */
 const EXIT_DELAY_MILLISECONDS = 500;
@@ -210,8 +212,10 @@ function inheritedSocket(options: ServeOptions): number | null {
 }
 
 /** @throws DmError EINVAL for what is no count of threads */
-function threadCount(option: string | undefined): number {
-  if (option === undefined) return Math.min(DEFAULT_MAX_THREAD_COUNT, availableParallelism());
+function threadCount(option: string | undefined, deviceCount: number): number {
+  if (option === undefined) {
+    return deviceCount > DEFAULT_MAX_DEVICE_COUNT ? 1 : Math.min(DEFAULT_MAX_THREAD_COUNT, availableParallelism());
+  }
   const count = Number(option);
   if (/^\d+$/.test(option) && count >= 1 && count <= MAX_THREAD_COUNT) return count;
   throw new DmError(Errno.EINVAL, `--threads ${option}: a number from 1 to ${MAX_THREAD_COUNT} is needed`);
@@ -235,7 +239,7 @@ export async function serve(options: ServeOptions): Promise<number> {
       readOnly,
       allowRemote: options.allowRemote ?? false,
       ...(tls === undefined ? {} : { tls }),
-      threads: threadCount(options.threads),
+      threads: threadCount(options.threads, options.names.length),
       onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
     });
     try {
