@@ -40,12 +40,14 @@ const SEEK_HOLE = 4;
 const BLKDISCARD = 0x1277;
 const BLKZEROOUT = 0x127f;
 
-/** A call on this thread that took longer has waited for something other than the copy. */
+/** A call on this thread that took longer has waited for something other than the copy, or for its processor. */
 const SLOW_CALL_MILLISECONDS = 4;
 /** What a copy alone may take. */
 const MILLISECONDS_PER_BYTE = 1 / (512 * 1024);
 /** How long a slow file's calls then stay on threads. */
 const OFFLOAD_MILLISECONDS = 1000;
+/** How long it is looked after a slow call (and after calls on threads) whether another one is. */
+const SUSPICION_MILLISECONDS = 1000;
 /** Up to here a punch is done inline: it takes 2 us (tmpfs) to 9 us (ext4) for 4 KiB, and 75 ms for 64 MiB of ext4. */
 const MAX_INLINE_PUNCH_BYTE_LENGTH = 256 * 1024;
 
@@ -73,6 +75,8 @@ export class DirectFile extends ThreadedFile {
   takesZeroRange = true;
   /** Until then (the reactor's clock) its calls go to threads; 0 for never. */
   offloadUntil = 0;
+  /** Until then a call that is slow because it slept makes it so. */
+  suspectUntil = 0;
 }
 
 export class DirectEngine extends ThreadedEngine {
@@ -240,9 +244,10 @@ export class DirectEngine extends ThreadedEngine {
       this.offload(file, bio, 0);
       return;
     }
+    const sleepCount = start < file.suspectUntil && isTimed ? this.#libc.sleepCount() : -1;
     const errno = this.#moveSinglePiece(file, bio) ? 0 : this.#moveAll(file, bio);
     const firstSector = bio.sector + Math.floor(this.#cursor.doneByteLength / SECTOR_SIZE);
-    if (isTimed) this.#watch(file, start, bio.byteLength);
+    if (isTimed) this.#watch(file, start, bio.byteLength, sleepCount);
     if (errno === 0) bio.endIo(0);
     else bio.fail(errno, bio.device!, firstSector);
   }
@@ -300,12 +305,20 @@ export class DirectEngine extends ThreadedEngine {
     return addressOfPiece(this.#libc, vec, bio.vecOffset, byteLength);
   }
 
-  /** Takes note of how long a call took that began at `start`. */
-  #watch(file: DirectFile, start: number, byteLength: number): void {
+  /**
+   * Takes note of how long a call took that began at `start`. A thread that others take the processor from is slow as well,
+   * above all when there are more of them than processors, and threads would be no help. So a slow call only makes
+   * suspicious; the next one is asked whether it slept.
+   *
+   * @param sleepCount before the call; -1 where there was no suspicion
+   */
+  #watch(file: DirectFile, start: number, byteLength: number, sleepCount: number): void {
     const end = this.#reactor.now();
-    if (end - start > SLOW_CALL_MILLISECONDS + byteLength * MILLISECONDS_PER_BYTE) {
-      file.offloadUntil = end + OFFLOAD_MILLISECONDS;
-    }
+    if (end - start <= SLOW_CALL_MILLISECONDS + byteLength * MILLISECONDS_PER_BYTE) return;
+    file.suspectUntil = end + SUSPICION_MILLISECONDS;
+    if (sleepCount < 0 || this.#libc.sleepCount() === sleepCount) return;
+    file.offloadUntil = end + OFFLOAD_MILLISECONDS;
+    file.suspectUntil = file.offloadUntil + SUSPICION_MILLISECONDS;
   }
 
   protected override issueFarTransfer(request: FileRequest): void {
@@ -355,8 +368,9 @@ export class DirectEngine extends ThreadedEngine {
       return;
     }
     const start = this.#reactor.now();
+    const sleepCount = start < file.suspectUntil && !this.blocking ? this.#libc.sleepCount() : -1;
     const errno = this.#libc.fallocate(file.fd, mode, offset, length) < 0 ? this.#libc.errno() : 0;
-    if (!this.blocking) this.#watch(file, start, 0);
+    if (!this.blocking) this.#watch(file, start, 0, sleepCount);
     request.onCall(errno, 0);
   }
 

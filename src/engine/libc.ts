@@ -29,6 +29,8 @@ export interface Libc {
   ioctl(fd: number, request: number, address: number): number;
   ioctlOnThread(fd: number, request: number, address: number, done: LibcCallback): void;
   fcntl(fd: number, command: number, address: number): number;
+  /** How often this thread has gone to sleep by itself, waiting for something; not how often others took its processor. */
+  sleepCount(): number;
   /** Null where the C library has none. */
   readonly statx: ((fd: number, path: number, flags: number, mask: number, result: number) => number) | null;
   /** The calls of rings, looked up at the first use; null where koffi can't watch a descriptor. */
@@ -113,6 +115,11 @@ function keepLoaded(koffi: Koffi): boolean {
 function canWatch(koffi: Koffi): boolean {
   return koffi.node?.poll !== undefined && (isMainThread || keepLoaded(koffi));
 }
+
+const RUSAGE_THREAD = 1;
+// struct rusage: two times of 16 bytes, then 14 words of 8, of which ru_nvcsw is the last but one.
+const RUSAGE_WORD_COUNT = 36;
+const RUSAGE_SLEEP_COUNT_WORD = 32;
 
 const F_DUPFD_CLOEXEC = 1030;
 const SOL_SOCKET = 1;
@@ -205,6 +212,9 @@ function bind(koffi: Koffi): Libc {
   const ioctl = library.func('int ioctl(int fd, unsigned long request, uintptr_t argument)');
   let uring: UringCalls | null | undefined;
   let sockets: SocketLibrary | null | undefined;
+  const getrusage = library.func('int getrusage(int who, uintptr_t usage)');
+  const usage = new Uint32Array(RUSAGE_WORD_COUNT);
+  const usageAddress = Number(koffi.address(usage));
   const onThread = (done: LibcCallback) => (error: unknown, result: number) =>
     done(error === null ? result : -1, error === null ? koffi.errno() : 5);
   return {
@@ -220,6 +230,10 @@ function bind(koffi: Koffi): Libc {
     ioctl,
     ioctlOnThread: (fd, request, address, done) => ioctl.async(fd, request, address, onThread(done)),
     fcntl: library.func('int fcntl(int fd, int command, uintptr_t argument)'),
+    sleepCount: () => {
+      getrusage(RUSAGE_THREAD, usageAddress);
+      return usage[RUSAGE_SLEEP_COUNT_WORD]!;
+    },
     statx: optionally(library, 'int statx(int fd, uintptr_t path, int flags, unsigned int mask, uintptr_t result)'),
     uring: () => {
       if (uring === undefined) uring = bindUring(koffi);

@@ -7,6 +7,7 @@ import { MAX_OFFLOADED_CALL_COUNT } from '../../src/block/bounds.ts';
 import { Errno } from '../../src/block/errno.ts';
 import { blockingCalls, type FileCalls, threadCalls } from '../../src/engine/calls.ts';
 import type { Libc } from '../../src/engine/index.ts';
+import { loadLibc } from '../../src/engine/libc.ts';
 import type { ThreadedEngine } from '../../src/engine/threads.ts';
 import { randomBytes } from '../support/tmp.ts';
 import { callsWith, clock, folderIn, libcWith, memoryFolder, openImage, request, start, vecOf } from './harness.ts';
@@ -345,23 +346,61 @@ describe('the direct engine', () => {
   it('keeps the writes of a slow file on threads for a while', async () => {
     let time = 1000;
     let slow = true;
+    let sleepCount = 7;
     let inlineCount = 0;
     const libc = libcWith((real) => ({
       pwrite: (fd, address, length, offset) => {
         inlineCount++;
         time += slow ? 50 : 0.1;
+        if (slow) sleepCount++;
         return real.pwrite(fd, address, length, offset);
       },
+      sleepCount: () => sleepCount,
     }));
     const device = inline(libc, { reactor: { ...clock, now: () => time } });
     const write = () => request(device, REQ_OP_WRITE, 0, 1, { vecs: vecOf(new Uint8Array(512)) });
-    expect((await write()).status).toBe(0);
+    // The first one only makes suspicious.
+    for (let round = 0; round < 2; round++) expect((await write()).status).toBe(0);
     slow = false;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(1);
-    time += 2000;
+    expect(inlineCount).toBe(2);
+    time += 1500;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(6);
+    expect(inlineCount).toBe(7);
+    // It is still under suspicion: once is enough.
+    slow = true;
+    for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
+    expect(inlineCount).toBe(8);
+    slow = false;
+    time += 5000;
+    slow = true;
+    for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
+    expect(inlineCount).toBe(10);
+  });
+
+  it('does not take a file for a slow one when the processor was somebody else’s', async () => {
+    let time = 1000;
+    let inlineCount = 0;
+    const libc = libcWith((real) => ({
+      pwrite: (fd, address, length, offset) => {
+        inlineCount++;
+        time += 50;
+        return real.pwrite(fd, address, length, offset);
+      },
+      sleepCount: () => 7,
+    }));
+    const device = inline(libc, { reactor: { ...clock, now: () => time } });
+    const vecs = vecOf(new Uint8Array(512));
+    for (let round = 0; round < 20; round++) await request(device, REQ_OP_WRITE, 0, 1, { vecs });
+    expect(inlineCount).toBe(20);
+  });
+
+  it('counts how often the thread sleeps, and not how often it computes', () => {
+    const libc = loadLibc().libc!;
+    const pause = new Int32Array(new SharedArrayBuffer(4));
+    const before = libc.sleepCount();
+    for (let round = 0; round < 5; round++) Atomics.wait(pause, 0, 0, 1);
+    expect(libc.sleepCount() - before).toBeGreaterThanOrEqual(5);
   });
 
   it('does not take a large write for a slow one', async () => {
