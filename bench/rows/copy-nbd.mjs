@@ -1,7 +1,7 @@
 // nbdcopy of a whole image to and from each server, as people move disks.
 import { statfsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { forgetImage, imageFor, warm } from '../images.mjs';
+import { imageFor, warm } from '../images.mjs';
 import { fileSystemOf } from '../machine.mjs';
 import { cpuMicroseconds } from '../proc.mjs';
 import { run } from '../process.mjs';
@@ -25,43 +25,44 @@ const CONTESTANTS = [DMKIT, DMKIT_ONE_THREAD, ...OTHERS];
 
 function contestant(server, way, folder, byteLength) {
   let running;
-  let image;
   const file = () => imageFor(folder, 'nbdcopy other end', byteLength);
   // Four connections at the most is nbdcopy's own default; zeroes are not looked for, because there are none.
   const copy = () => run('nbdcopy', ['--sparse=0', ...way.ends({ uri: running.uri, file: file() })], RUN_SECONDS);
   return {
     name: server.name,
     available: () => missing('nbdcopy') ?? server.available(),
-    async start() {
-      image = imageFor(folder, `nbdcopy ${server.name}`, byteLength);
+    async start() {},
+    async measure() {
+      // One image for all, for which pages of the machine it has makes a difference.
+      const image = imageFor(folder, 'nbdcopy image', byteLength);
       warm(image);
       warm(file());
       running = await server.serve(image, await placeFor(folder, server.name));
       await sleep(READY_MILLISECONDS);
       await copy();
-    },
-    async measure() {
+      await run('sync', ['-f', image], RUN_SECONDS);
       const before = cpuMicroseconds(running.pid);
       const start = performance.now();
       await copy();
       const seconds = (performance.now() - start) / 1000;
       await sleep(SETTLE_MILLISECONDS);
       const cpu = (cpuMicroseconds(running.pid) - before) / (byteLength / MIB);
+      await running.stop();
+      running = undefined;
       return { value: byteLength / MIB / seconds, cpuMicroseconds: cpu };
     },
     async stop() {
       await running?.stop();
       running = undefined;
-      forgetImage(image);
     },
   };
 }
 
-/** An image for each server and one for the other end, with room to spare. */
+/** The image and the other end, with room to spare. */
 function fitting(folder, wantedBytes) {
   const { bavail, bsize } = statfsSync(folder);
   let bytes = wantedBytes;
-  while (bytes > 16 * MIB && bytes * (CONTESTANTS.length + 2) > bavail * bsize) bytes /= 2;
+  while (bytes > 16 * MIB && bytes * 3 > bavail * bsize) bytes /= 2;
   return bytes;
 }
 
