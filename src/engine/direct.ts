@@ -46,8 +46,11 @@ const SLOW_CALL_MILLISECONDS = 4;
 const MILLISECONDS_PER_BYTE = 1 / (512 * 1024);
 /** How long a slow file's calls then stay on threads. */
 const OFFLOAD_MILLISECONDS = 1000;
-/** How long it is looked after a slow call (and after calls on threads) whether another one is. */
+/** How long it is looked after a slow call (and after calls on threads) whether another one sleeps. */
 const SUSPICION_MILLISECONDS = 1000;
+/** Slow calls may sleep this long, and this part of the time, before the file is slow: others of this thread wait meanwhile. */
+const MAX_SLEPT_MILLISECONDS = 100;
+const MAX_SLEPT_PART = 0.1;
 /** Up to here a punch is done inline: it takes 2 us (tmpfs) to 9 us (ext4) for 4 KiB, and 75 ms for 64 MiB of ext4. */
 const MAX_INLINE_PUNCH_BYTE_LENGTH = 256 * 1024;
 
@@ -75,8 +78,11 @@ export class DirectFile extends ThreadedFile {
   takesZeroRange = true;
   /** Until then (the reactor's clock) its calls go to threads; 0 for never. */
   offloadUntil = 0;
-  /** Until then a call that is slow because it slept makes it so. */
+  /** Until then it is looked whether calls sleep. */
   suspectUntil = 0;
+  /** How long slow calls have slept, less what they may; and when the last one ended. */
+  sleptMilliseconds = 0;
+  slowEnd = 0;
 }
 
 export class DirectEngine extends ThreadedEngine {
@@ -307,8 +313,9 @@ export class DirectEngine extends ThreadedEngine {
 
   /**
    * Takes note of how long a call took that began at `start`. A thread that others take the processor from is slow as well,
-   * above all when there are more of them than processors, and threads would be no help. So a slow call only makes
-   * suspicious; the next one is asked whether it slept.
+   * above all when there are more of them than processors, and so is one that waits for the file's lock while its holder
+   * has none; other threads would be no help. So a slow call only makes suspicious. The next ones are asked whether they
+   * slept, and how long that comes to.
    *
    * @param sleepCount before the call; -1 where there was no suspicion
    */
@@ -317,8 +324,14 @@ export class DirectEngine extends ThreadedEngine {
     if (end - start <= SLOW_CALL_MILLISECONDS + byteLength * MILLISECONDS_PER_BYTE) return;
     file.suspectUntil = end + SUSPICION_MILLISECONDS;
     if (sleepCount < 0 || this.#libc.sleepCount() === sleepCount) return;
+    const allowed = (start - file.slowEnd) * MAX_SLEPT_PART;
+    file.sleptMilliseconds = Math.max(0, file.sleptMilliseconds - allowed) + end - start;
+    file.slowEnd = end;
+    if (file.sleptMilliseconds < MAX_SLEPT_MILLISECONDS) return;
     file.offloadUntil = end + OFFLOAD_MILLISECONDS;
+    // When it comes back, one more such call is enough.
     file.suspectUntil = file.offloadUntil + SUSPICION_MILLISECONDS;
+    file.sleptMilliseconds = MAX_SLEPT_MILLISECONDS + (OFFLOAD_MILLISECONDS + SUSPICION_MILLISECONDS) * MAX_SLEPT_PART;
   }
 
   protected override issueFarTransfer(request: FileRequest): void {

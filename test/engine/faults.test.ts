@@ -359,23 +359,50 @@ describe('the direct engine', () => {
     }));
     const device = inline(libc, { reactor: { ...clock, now: () => time } });
     const write = () => request(device, REQ_OP_WRITE, 0, 1, { vecs: vecOf(new Uint8Array(512)) });
-    // The first one only makes suspicious.
-    for (let round = 0; round < 2; round++) expect((await write()).status).toBe(0);
+    // The first one only makes suspicious, the next two are 100 ms.
+    for (let round = 0; round < 3; round++) expect((await write()).status).toBe(0);
     slow = false;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(2);
+    expect(inlineCount).toBe(3);
     time += 1500;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(7);
+    expect(inlineCount).toBe(8);
     // It is still under suspicion: once is enough.
     slow = true;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(8);
-    slow = false;
+    expect(inlineCount).toBe(9);
+    // And this long after it is not.
     time += 5000;
-    slow = true;
     for (let round = 0; round < 5; round++) expect((await write()).status).toBe(0);
-    expect(inlineCount).toBe(10);
+    expect(inlineCount).toBe(12);
+  });
+
+  it('lets calls sleep for a tenth of the time', async () => {
+    let time = 1000;
+    let sleepCount = 0;
+    let inlineCount = 0;
+    const libc = libcWith((real) => ({
+      pwrite: (fd, address, length, offset) => {
+        inlineCount++;
+        time += 10;
+        sleepCount++;
+        return real.pwrite(fd, address, length, offset);
+      },
+      sleepCount: () => sleepCount,
+    }));
+    const device = inline(libc, { reactor: { ...clock, now: () => time } });
+    const vecs = vecOf(new Uint8Array(512));
+    const writes = async (count: number, pause: number): Promise<void> => {
+      for (let round = 0; round < count; round++) {
+        time += pause;
+        expect((await request(device, REQ_OP_WRITE, 0, 1, { vecs })).status).toBe(0);
+      }
+    };
+    await writes(100, 110);
+    expect(inlineCount).toBe(100);
+    // Eleven times as often they come to 100 ms.
+    await writes(30, 10);
+    expect(inlineCount).toBeLessThan(120);
   });
 
   it('does not take a file for a slow one when the processor was somebody else’s', async () => {
