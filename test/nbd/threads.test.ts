@@ -7,16 +7,29 @@ import { expect, test } from 'vitest';
 import { connectNbd, type NbdConnection } from '../../src/nbd/connect.ts';
 import { dmkit, serve } from '../support/cli.ts';
 import { makeRandom, printSeedOnFailure, runs } from '../support/seed.ts';
-import { client, clientsOfAllThreads, connectionsByThread } from '../support/threads.ts';
+import { client, clientsOfAllThreads, connectionsByThread, patient } from '../support/threads.ts';
 import { makeImage, randomBytes, tempDir } from '../support/tmp.ts';
-
-const patient = { timeout: 20_000, interval: 20 };
 
 function unix(folder: string): string[] {
   return ['--nbd', `unix:${join(folder, 'nbd.sock')}`];
 }
 
 const SECTORS = 2048;
+
+/** An image of 64 sectors in a folder of its own, and the table that serves it. */
+function oneImage() {
+  const folder = tempDir('threads');
+  const image = join(folder, 'a.img');
+  const content = makeImage(image, 64, 1);
+  return { folder, image, content, table: `0 64 linear ${image} 0` };
+}
+
+/** A server of {@link oneImage}. */
+async function serveOneImage(threadCount: number) {
+  const made = oneImage();
+  const serving = await serve(['disk', '--table', made.table, '--threads', String(threadCount), ...unix(made.folder)]);
+  return { ...made, serving };
+}
 
 /** A device of four kinds of lines over two images, and its sockets in a folder. */
 function stackTables(folder: string): string[] {
@@ -27,16 +40,7 @@ function stackTables(folder: string): string[] {
 }
 
 test.each([1, 2, 5])('%i threads have as many connections each as the others', async (threadCount) => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), SECTORS, 1);
-  const serving = await serve([
-    'disk',
-    '--table',
-    `0 ${SECTORS} linear ${join(folder, 'a.img')} 0`,
-    '--threads',
-    String(threadCount),
-    ...unix(folder),
-  ]);
+  const { serving } = await serveOneImage(threadCount);
   const clients = await clientsOfAllThreads(serving, threadCount);
   await expect
     .poll(() => connectionsByThread(serving.pid).sort(), patient)
@@ -75,16 +79,7 @@ test('what one connection has written every other one reads, whatever thread it 
 });
 
 test('parts of one block that are written at the same time all stay, whatever threads write them', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const serving = await serve([
-    'disk',
-    '--table',
-    `0 64 linear ${join(folder, 'a.img')} 0`,
-    '--threads',
-    '3',
-    ...unix(folder),
-  ]);
+  const { serving } = await serveOneImage(3);
   const clients = await clientsOfAllThreads(serving, 3);
   // Each connection has every sixth byte of four blocks to itself; whole blocks beside them are written as well.
   const blocks = await clients[0]!.read(0, 2048);
@@ -102,10 +97,7 @@ test('parts of one block that are written at the same time all stay, whatever th
 });
 
 test('a partial write and whole blocks over it leave the one or the other, not a mixture', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const image = join(folder, 'a.img');
-  const serving = await serve(['disk', '--table', `0 64 linear ${image} 0`, '--threads', '2', ...unix(folder)]);
+  const { serving } = await serveOneImage(2);
   const [first, second] = await clientsOfAllThreads(serving, 2);
   for (let round = 0; round < runs(150); round++) {
     const whole = Buffer.alloc(512, 2 * (round % 100) + 1);
@@ -154,19 +146,15 @@ test('SIGTERM with requests on every thread: what was acknowledged is in the ima
 });
 
 test('ends in order when it is told to before its threads are there', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
+  const { table } = oneImage();
   for (let i = 0; i < 3; i++) {
-    const args = ['disk', '--table', `0 64 linear ${join(folder, 'a.img')} 0`, '--threads', '4'];
+    const args = ['disk', '--table', table, '--threads', '4'];
     expect(await dmkit(['serve', ...args, '--run', 'true'])).toMatchObject({ code: 0, stderr: '' });
   }
 });
 
 test('threads go on with the image that was opened, whatever has its name by then', async () => {
-  const folder = tempDir('threads');
-  const image = join(folder, 'a.img');
-  const content = makeImage(image, 64, 1);
-  const serving = await serve(['disk', '--table', `0 64 linear ${image} 0`, '--threads', '2', ...unix(folder)]);
+  const { folder, image, content, serving } = await serveOneImage(2);
   renameSync(image, join(folder, 'moved.img'));
   makeImage(image, 64, 99);
   const clients = await clientsOfAllThreads(serving, 2);
@@ -175,10 +163,7 @@ test('threads go on with the image that was opened, whatever has its name by the
 });
 
 test('an image that is cut fails in every thread, from where it ends', async () => {
-  const folder = tempDir('threads');
-  const image = join(folder, 'a.img');
-  makeImage(image, 64, 1);
-  const serving = await serve(['disk', '--table', `0 64 linear ${image} 0`, '--threads', '2', ...unix(folder)]);
+  const { image, serving } = await serveOneImage(2);
   const clients = await clientsOfAllThreads(serving, 2);
   truncateSync(image, 32 * 512);
   for (const each of clients) {
@@ -188,10 +173,7 @@ test('an image that is cut fails in every thread, from where it ends', async () 
 });
 
 test('a second server on the image is refused, and the first keeps its lock through the end of a thread', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const table = `0 64 linear ${join(folder, 'a.img')} 0`;
-  const serving = await serve(['disk', '--table', table, '--threads', '2', ...unix(folder)]);
+  const { table, serving } = await serveOneImage(2);
   for (const each of await clientsOfAllThreads(serving, 2)) await each.close();
   const second = await dmkit(['serve', 'other', '--table', table, '--run', 'true']);
   expect(second.code).toBe(1);
@@ -215,16 +197,7 @@ test('a device that keeps a state is served by one thread', async () => {
 });
 
 test('a client that speaks nonsense is told of by whichever thread has it', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const serving = await serve([
-    'disk',
-    '--table',
-    `0 64 linear ${join(folder, 'a.img')} 0`,
-    '--threads',
-    '2',
-    ...unix(folder),
-  ]);
+  const { folder, serving } = await serveOneImage(2);
   const clients = await clientsOfAllThreads(serving, 2);
   for (let i = 0; i < 4; i++) {
     const socket = connect(join(folder, 'nbd.sock'));
@@ -239,16 +212,7 @@ test('a client that speaks nonsense is told of by whichever thread has it', asyn
 });
 
 test('the 257th connection is closed, however many threads there are', async () => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const serving = await serve([
-    'disk',
-    '--table',
-    `0 64 linear ${join(folder, 'a.img')} 0`,
-    '--threads',
-    '2',
-    ...unix(folder),
-  ]);
+  const { serving } = await serveOneImage(2);
   for (const each of await clientsOfAllThreads(serving, 2)) await each.close();
   await expect.poll(() => connectionsByThread(serving.pid), patient).toEqual([]);
   const clients: NbdConnection[] = [];
@@ -264,18 +228,8 @@ test.each([
   ['65', '--threads 65: a number from 1 to 64 is needed'],
   ['two', '--threads two: a number from 1 to 64 is needed'],
 ])('--threads %s is refused', async (count, message) => {
-  const folder = tempDir('threads');
-  makeImage(join(folder, 'a.img'), 64, 1);
-  const result = await dmkit([
-    'serve',
-    'disk',
-    '--table',
-    `0 64 linear ${join(folder, 'a.img')} 0`,
-    '--threads',
-    count,
-    '--run',
-    'true',
-  ]);
+  const { table } = oneImage();
+  const result = await dmkit(['serve', 'disk', '--table', table, '--threads', count, '--run', 'true']);
   expect(result.code).toBe(1);
   expect(result.stderr).toContain(message);
 });
