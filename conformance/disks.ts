@@ -3,7 +3,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MemoryDevice } from '../src/index.ts';
-import type { DeviceMapper } from '../src/reactor/device-mapper.ts';
+import type { DeviceMapper } from '../src/api/device-mapper.ts';
 import type { Case, DiskSpec } from './case.ts';
 import { diskContent } from './noise.ts';
 

@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { RangeRequest } from '../src/block/zeroout.ts';
 import { DmError, errnoName, TableError } from '../src/index.ts';
-import { DeviceMapper } from '../src/reactor/device-mapper.ts';
-import type { Disk } from '../src/reactor/disk.ts';
+import { DeviceMapper } from '../src/api/device-mapper.ts';
+import type { Disk } from '../src/api/disk.ts';
 import { parseTable } from '../src/table/text.ts';
 import {
   type Case,

@@ -1,6 +1,6 @@
 // The process that is killed: does a plan's writes on two image files, and says how many have ended.
 import { writeSync } from 'node:fs';
-import { DeviceMapper } from '../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../src/api/device-mapper.ts';
 import { killedPlan } from './killed-plan.ts';
 import { noise } from './noise.ts';
 

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { DeviceMapper } from '../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../src/api/device-mapper.ts';
 import { freshSeed, mixSeed, randomFromSeed } from '../src/testing/random.ts';
 import { type Case, parseDisk, readCase } from './case.ts';
 import { compare, describeCase, Tally } from './compare.ts';

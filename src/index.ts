@@ -23,11 +23,11 @@ export * from './dm-io/index.ts';
 export * from './kcopyd/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
-export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './reactor/device-mapper.ts';
-export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './reactor/disk.ts';
-export * from './reactor/dm-io-global.ts';
-export * from './reactor/dm-io-promise.ts';
-export * from './reactor/kcopyd-promise.ts';
+export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './api/device-mapper.ts';
+export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './api/disk.ts';
+export * from './api/dm-io-global.ts';
+export * from './api/dm-io-promise.ts';
+export * from './api/kcopyd-promise.ts';
 export { NodeLoop } from './reactor/node-loop.ts';
 export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
 export {
@@ -38,6 +38,6 @@ export {
   type SnapshotCounters,
   type SnapshotReport,
   snapshotReports,
-} from './reactor/snapshots.ts';
+} from './overlays/changes.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

@@ -6,6 +6,10 @@ export class DmError extends Error {
   readonly code: string;
   /** The Linux error number; 0 where `code` is dmkit's own. */
   readonly errno: number;
+  /** Of an operation that takes several requests: the one that failed, and the number of its device. */
+  step?: { request: string; major: number; minor: number };
+  /** Of a batch: the step that failed, from 0. */
+  stepIndex?: number;
 
   constructor(errno: number, message: string, code = errnoName(errno), options?: ErrorOptions) {
     super(message, options);

@@ -8,7 +8,7 @@ import { DmError, TableError } from '../block/errors.ts';
 import type { NbdLinkState } from '../devices/nbd-links.ts';
 import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
 import type { NbdTlsOptions } from '../nbd/tls.ts';
-import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { DeviceMapper } from '../api/device-mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
 import { reconnectOptions } from './reconnect.ts';

@@ -174,7 +174,7 @@ async function* changesOf(name: string | undefined, cow: string | undefined): As
     }
     return;
   }
-  const { DeviceMapper } = await import('../reactor/device-mapper.ts');
+  const { DeviceMapper } = await import('../api/device-mapper.ts');
   const { changedExtentsOfStore } = await import('../reactor/snapshots.ts');
   const dm = new DeviceMapper();
   try {

@@ -1,18 +1,19 @@
 // Finding the daemon of a folder, and starting one where a request needs it.
-import { rmSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { Control, Reply, RequestArgs, RequestName } from '../daemon/control.ts';
+import type { RequestContext } from '../control/core/host.ts';
+import { RemoteControl } from '../control/remote-control.ts';
+import { type Control, type Reply, REQUESTS, type RequestArgs, type RequestName } from '../control/requests.ts';
 import { type DaemonFolder, daemonFolder } from '../daemon/folder.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
-import { withoutDaemon } from './no-daemon.ts';
-import { RemoteControl } from './remote-control.ts';
 import { startInBackground } from './start.ts';
 
 const CONNECT_ATTEMPTS = 100;
 const CONNECT_MILLISECONDS = 50;
-const MAKES_DEVICES: readonly RequestName[] = ['create', 'restore'];
+/** Requests about lost devices: answered by a daemon, which is started where there is a journal. */
+const ABOUT_LOST: readonly RequestName[] = ['lost', 'forget', 'adopt', 'restore'];
 
 /** The daemon that listens at `folder` now; null where none does. @throws DmError for a socket that can't be used */
 export function findDaemon(folder: DaemonFolder): Promise<RemoteControl | null> {
@@ -57,7 +58,11 @@ export class ClientControl implements Control {
   readonly folder: DaemonFolder;
   readonly #options: ClientOptions;
   #remote: RemoteControl | null = null;
+  /** A look-up under way, which every call waits for that comes meanwhile. */
+  #finding: Promise<RemoteControl | null> | null = null;
   #lookedForLost = false;
+  #isClosed = false;
+  #callCount = 0;
 
   constructor(options: ClientOptions = {}) {
     this.#options = options;
@@ -67,28 +72,45 @@ export class ClientControl implements Control {
   async call<Name extends RequestName>(
     name: Name,
     args: RequestArgs<Name>,
-    signal?: AbortSignal,
+    context: Omit<RequestContext, 'client'> = {},
   ): Promise<Reply<Name>> {
-    const remote = this.#remote ?? (await this.#find(name));
-    if (remote === null) {
-      if (name === 'removeAll') this.#forgetLost();
-      return withoutDaemon(name);
+    this.#callCount++;
+    try {
+      const remote = await this.#find(name);
+      if (remote !== null) return await remote.call(name, args, context);
+      return (await REQUESTS[name].withoutDaemon()) as Reply<Name>;
+    } finally {
+      // A closed client keeps no connection beyond its calls, or its program would not end.
+      if (--this.#callCount === 0 && this.#isClosed) await this.#hangUp();
     }
-    return remote.call(name, args, signal);
   }
 
   async #find(name: RequestName): Promise<RemoteControl | null> {
+    for (;;) {
+      if (this.#remote !== null && !this.#remote.isOver) return this.#remote;
+      this.#remote = null;
+      const mine = this.#finding === null;
+      this.#finding ??= this.#look(name).finally(() => {
+        this.#finding = null;
+      });
+      const found = await this.#finding;
+      if (found !== null || mine) return found;
+      // The other call did not need a daemon; this one may.
+    }
+  }
+
+  async #look(name: RequestName): Promise<RemoteControl | null> {
     try {
       this.#remote = await findDaemon(this.folder);
       if (this.#remote !== null) return this.#remote;
       const lost = await this.#lostDevices(name);
-      if (lost !== null) {
+      if (lost.length > 0) {
         // A daemon that another command has just started has a journal, too: then nothing was lost.
         this.#remote = await findDaemon(this.folder);
         if (this.#remote !== null) return this.#remote;
         this.#options.onLost!(lost);
       }
-      if (MAKES_DEVICES.includes(name)) this.#remote = await findOrStart(this.folder);
+      if (this.#starts(name)) this.#remote = await findOrStart(this.folder);
       return this.#remote;
     } catch (error) {
       // No refusal of a device's: it must not read like one.
@@ -97,22 +119,33 @@ export class ClientControl implements Control {
     }
   }
 
-  /** No daemon, but its journal or the one of its predecessor: devices are gone. Looks once, where somebody is to be told. */
-  async #lostDevices(name: RequestName): Promise<string[] | null> {
-    if (this.#lookedForLost || name === 'restore' || this.#options.onLost === undefined) return null;
+  #starts(name: RequestName): boolean {
+    if (ABOUT_LOST.includes(name)) {
+      return name === 'restore' || existsSync(this.folder.journal) || existsSync(this.folder.lostJournal);
+    }
+    const request = REQUESTS[name];
+    return 'starts' in request && request.starts === true;
+  }
+
+  /** No daemon, but its journal: devices are gone. Looks once, where somebody is to be told. */
+  async #lostDevices(name: RequestName): Promise<string[]> {
+    if (this.#lookedForLost || ABOUT_LOST.includes(name) || this.#options.onLost === undefined) return [];
     this.#lookedForLost = true;
-    const { readJournal } = await import('../daemon/journal.ts');
-    const state = readJournal(this.folder.journal) ?? readJournal(this.folder.lostJournal);
-    return state === null ? null : state.devices.map((device) => device.name);
+    if (!existsSync(this.folder.journal) && !existsSync(this.folder.lostJournal)) return [];
+    const { lostNames } = await import('../control/journal.ts');
+    return lostNames(this.folder);
   }
 
-  /** Who removes everything does not want it back. */
-  #forgetLost(): void {
-    for (const path of [this.folder.journal, this.folder.lostJournal]) rmSync(path, { force: true });
-  }
-
+  /** Lets go of the daemon. A call that comes later connects for itself alone. */
   async close(): Promise<void> {
-    await this.#remote?.close();
+    this.#isClosed = true;
+    await this.#finding?.catch(() => {});
+    await this.#hangUp();
+  }
+
+  async #hangUp(): Promise<void> {
+    const remote = this.#remote;
     this.#remote = null;
+    await remote?.close();
   }
 }

@@ -1,17 +1,9 @@
 // `dmkit/client`: everything that the command does, from a program.
-import type {
-  Dependency,
-  DeviceStatus,
-  Reply,
-  RequestArgs,
-  RequestName,
-  Restored,
-  StatusLine,
-  TargetVersion,
-} from '../daemon/control.ts';
+import { methodsOf, type Reply, type RequestArgs, type RequestMethods, type RequestName } from '../control/requests.ts';
+import type { Dependency, DeviceStatus, LoadReply, LostReply, Restored, StatusLine, TargetVersion } from '../control/types.ts';
 import { DaemonFolder } from '../daemon/folder.ts';
 import { formatNbdUri } from '../nbd/protocol/uri.ts';
-import { parseTable, type TableEntry } from '../table/text.ts';
+import type { TableEntry } from '../table/text.ts';
 import { ClientControl } from './connect.ts';
 import { Snapshots } from './snapshots.ts';
 
@@ -19,12 +11,15 @@ export { DmError, TableError } from '../block/errors.ts';
 export type {
   Dependency,
   DeviceStatus,
+  LoadReply,
+  LostDevice,
+  LostReply,
   Restored,
   SnapshotStatus,
   StatusLine,
   TargetVersion,
-} from '../daemon/control.ts';
-export type { ChangedExtent, SnapshotCondition, SnapshotCounters } from '../reactor/snapshots.ts';
+} from '../control/types.ts';
+export type { ChangedExtent, SnapshotCondition, SnapshotCounters } from '../overlays/changes.ts';
 export * from './snapshots.ts';
 
 export interface ConnectOptions {
@@ -56,42 +51,34 @@ interface Interruptible {
 export class DaemonClient {
   /** Overlays as a whole. */
   readonly snapshots: Snapshots;
+  /** Every request of the control socket as a method, as its table declares it. */
+  readonly requests: RequestMethods;
   readonly #control: ClientControl;
 
   constructor(control: ClientControl) {
     this.#control = control;
     this.snapshots = new Snapshots(control);
+    this.requests = methodsOf(control);
   }
 
   #call<Name extends RequestName>(name: Name, args: RequestArgs<Name>, signal?: AbortSignal): Promise<Reply<Name>> {
-    return this.#control.call(name, args, signal);
+    return this.#control.call(name, args, { signal });
   }
 
-  /** Makes a device, loads its table and resumes it; where that fails nothing is left. Without a table: an empty one. */
-  async create(
+  /** Makes a device, loads its table and resumes it, whole or not at all. Without a table: an empty one. */
+  create(
     name: string,
     table: string | readonly TableEntry[] | null,
     options: CreateDeviceOptions = {},
   ): Promise<DeviceStatus> {
-    const { uuid, minor, ...loadOptions } = options;
-    const entries = typeof table === 'string' ? parseTable(table) : table;
-    const identity = { ...(uuid === undefined ? {} : { uuid }), ...(minor === undefined ? {} : { minor }) };
-    const made = await this.#call('create', { name, ...identity });
-    if (entries === null) return made;
-    try {
-      await this.load(name, entries, loadOptions);
-      return await this.resume(name);
-    } catch (error) {
-      await this.remove(name);
-      throw error;
-    }
+    const { baseFolder: folder = process.cwd(), ...rest } = options;
+    return this.#call('create', { name, ...rest, folder, ...(table === null ? {} : { table }) });
   }
 
   /** Puts a table into the inactive slot; {@link resume} makes it live. */
-  load(name: string, table: string | readonly TableEntry[], options: LoadDeviceOptions = {}): Promise<DeviceStatus> {
-    const entries = typeof table === 'string' ? parseTable(table) : [...table];
+  load(name: string, table: string | readonly TableEntry[], options: LoadDeviceOptions = {}): Promise<LoadReply> {
     const { readOnly = false, baseFolder = process.cwd() } = options;
-    return this.#call('load', { device: { name }, table: entries, readOnly, folder: baseFolder });
+    return this.#call('load', { device: { name }, table, readOnly, folder: baseFolder });
   }
 
   resume(name: string, options: { noflush?: boolean } & Interruptible = {}): Promise<DeviceStatus> {
@@ -170,9 +157,33 @@ export class DaemonClient {
     return formatNbdUri({ socket: nbdSocket, exportName: name });
   }
 
-  /** Makes the devices of a daemon that crashed again. */
-  restore(): Promise<Restored[]> {
-    return this.#call('restore', {});
+  /**
+   * Takes over the sizes that the files and disks below a device have now. NBD clients learn them when they connect again.
+   *
+   * @returns those that changed
+   */
+  refresh(name: string): Promise<{ name: string; sectorCount: number }[]> {
+    return this.#call('refresh', { device: { name } });
+  }
+
+  /** Lists the devices that a daemon lost when it ended. */
+  lost(): Promise<LostReply> {
+    return this.#call('lost', {});
+  }
+
+  /** Makes lost devices again: all, or those named. `force` accepts disks that are not the same. */
+  restore(names?: readonly string[], options: { force?: boolean } = {}): Promise<Restored[]> {
+    return this.#call('restore', { ...(names === undefined ? {} : { names: [...names] }), ...options });
+  }
+
+  /** Accepts the disks that lost devices' tables lead to now. @returns a sentence for each that is another one */
+  adopt(names: readonly string[]): Promise<string[]> {
+    return this.#call('adopt', { names: [...names] });
+  }
+
+  /** Forgets lost devices. */
+  async forget(names: readonly string[]): Promise<void> {
+    await this.#call('forget', { names: [...names] });
   }
 
   /** Ends the daemon and its devices. @throws DmError EBUSY while NBD clients use one, without `force` */

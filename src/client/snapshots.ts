@@ -1,34 +1,38 @@
-// Overlays as a whole: made, listed, compared, merged and dropped with the requests that a person would give by hand.
-import { closeSync, ftruncateSync, openSync, statSync, truncateSync, unlinkSync } from 'node:fs';
-import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+// Overlays as a whole, for programs: the same calls on devices of this process and of a daemon.
+import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { Control, SnapshotStatus } from '../daemon/control.ts';
-import { type ChangedExtent, joined } from '../reactor/snapshots.ts';
-import { parseTable } from '../table/text.ts';
-import { inUse, newOverlayUuid } from './overlay.ts';
-import { type MergeOptions, Merging } from './snapshot-merge.ts';
-import { type CreateSnapshotOptions, type PlannedDevice, planSnapshot, type SnapshotPlan } from './snapshot-plan.ts';
+import type { Control } from '../control/requests.ts';
+import type { SnapshotStatus } from '../control/types.ts';
+import { type ChangedExtent, joined } from '../overlays/changes.ts';
+import type { DroppedOverlay, MergeProgress, OverlayOptions, OverlayPlan } from '../overlays/options.ts';
 
-export type { MergeOptions, MergeProgress } from './snapshot-merge.ts';
-export type { CreateSnapshotOptions, PlannedDevice, SnapshotPlan, StoreKind } from './snapshot-plan.ts';
+export type { MergeProgress, PlannedDevice, StoreKind } from '../overlays/options.ts';
+export type SnapshotPlan = OverlayPlan;
+export type DroppedSnapshot = DroppedOverlay;
+
+export interface CreateSnapshotOptions extends Omit<OverlayOptions, 'folder'> {
+  /** Where relative paths start: the working directory unless given. */
+  baseFolder?: string;
+}
+
+export interface MergeOptions {
+  /** Delete the store's file when everything is home. */
+  deleteCow?: boolean;
+  /** Stops waiting; the merge goes on. */
+  signal?: AbortSignal;
+  onProgress?: (progress: MergeProgress) => void;
+}
 
 export interface DropOptions {
   /** Delete the store's file, too. */
   deleteCow?: boolean;
 }
 
-/** What became of an overlay's store. */
-export interface DroppedSnapshot {
-  cow: string;
-  deleted: boolean;
+function overlayArgs({ baseFolder = process.cwd(), ...options }: CreateSnapshotOptions): OverlayOptions {
+  return { ...options, folder: baseFolder };
 }
 
-function fileFailure(path: string, error: unknown): DmError {
-  const errno = errnoFromException(error);
-  return new DmError(errno, `${path}: ${errnoMessage(errno)}`);
-}
-
-/** The overlays of a daemon. */
+/** The overlays of a daemon, or of this process. */
 export class Snapshots {
   readonly #control: Control;
 
@@ -36,93 +40,43 @@ export class Snapshots {
     this.#control = control;
   }
 
-  /** What {@link create} would do. @throws as that does */
-  plan(options: CreateSnapshotOptions): Promise<SnapshotPlan> {
-    return planSnapshot(this.#control, options);
+  /** Tells what {@link create} would do. @throws as that does */
+  async plan(options: CreateSnapshotOptions): Promise<SnapshotPlan> {
+    const [plan] = await this.planAll([options]);
+    return plan!;
+  }
+
+  /** Tells what {@link createAll} would do. */
+  async planAll(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
+    try {
+      return await this.#control.call('overlayPlan', { overlays: overlays.map(overlayArgs) });
+    } catch (error) {
+      if (!(error instanceof DmError) || error.code !== 'DM_NO_DAEMON') throw error;
+      // A plan changes nothing, and needs no daemon.
+      return planHere(overlays);
+    }
   }
 
   /**
-   * Makes an overlay and its store. What writes to the origin through a snapshot-origin is suspended meanwhile, so that the
-   * overlay begins with one moment of it. Where it fails, what was made is taken away.
+   * Makes an overlay and its store, whole or not at all. Devices through which the origin is written (snapshot-origin) are
+   * suspended meanwhile, so that the overlay begins with one moment of it.
    *
    * @throws DmError EBUSY for a name or store that is taken, ENODEV for an origin that is missing, ENOSPC for a store that
-   *   is too small, EEXIST, EINVAL, ENXIO; TableError
+   *   is too small, ESTALE for the store of another origin, EEXIST, EINVAL, ENXIO; TableError
    */
   async create(options: CreateSnapshotOptions): Promise<SnapshotPlan> {
-    const plan = await this.plan(options);
-    const undo: (() => Promise<unknown>)[] = [];
-    try {
-      this.#makeCow(plan);
-      if (plan.makesCow) undo.push(async () => unlinkSync(plan.cow));
-      if (plan.originDevice !== null) await this.#make(plan.originDevice, undefined, undo);
-      await this.#suspended(plan.suspends, () => this.#make(plan.overlay, newOverlayUuid(), undo));
-    } catch (error) {
-      for (const step of undo.reverse()) await step().catch(() => {});
-      throw error;
-    }
-    return plan;
+    const [plan] = await this.createAll([options]);
+    return plan!;
   }
 
-  #makeCow({ cow, cowByteLength, makesCow, growsCow }: SnapshotPlan): void {
-    try {
-      if (growsCow) truncateSync(cow, cowByteLength);
-      if (!makesCow) return;
-      const fd = openSync(cow, 'wx', 0o600);
-      try {
-        ftruncateSync(fd, cowByteLength);
-      } catch (error) {
-        unlinkSync(cow);
-        throw error;
-      } finally {
-        closeSync(fd);
-      }
-    } catch (error) {
-      throw fileFailure(cow, error);
-    }
-  }
-
-  async #make(planned: PlannedDevice, uuid: string | undefined, undo: (() => Promise<unknown>)[]): Promise<void> {
-    const { name, table } = planned;
-    const device = { name };
-    await this.#control.call('create', uuid === undefined ? device : { name, uuid });
-    undo.push(() => this.#control.call('remove', { device }));
-    await this.#control.call('load', { device, table: parseTable(table) });
-    await this.#control.call('resume', { device });
-  }
-
-  /** Does `work` while the devices are suspended; those that were before stay so. */
-  async #suspended(names: readonly string[], work: () => Promise<void>): Promise<void> {
-    const resume: string[] = [];
-    try {
-      for (const name of names) {
-        const device = { name };
-        if ((await this.#control.call('info', { device })).suspended) continue;
-        await this.#control.call('suspend', { device });
-        resume.push(name);
-      }
-      await work();
-    } finally {
-      for (const name of resume) await this.#control.call('resume', { device: { name } });
-    }
+  /** Makes several overlays, of one origin or of many, all of one moment: every origin stands still before the first begins. */
+  createAll(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
+    return this.#control.call('overlayCreate', { overlays: overlays.map(overlayArgs) });
   }
 
   /** Every line of type snapshot or snapshot-merge, with its counters; of one device where a name is given. */
   list(name?: string): Promise<SnapshotStatus[]> {
-    return this.#control.call('snapshots', name === undefined ? {} : { device: { name } });
-  }
-
-  /** The overlay of that name. @throws DmError ENXIO, EINVAL for a device that is something else */
-  async #find(name: string): Promise<SnapshotStatus> {
-    const [status] = await this.list(name);
-    if (status === undefined) {
-      // A device that is not there, or no daemon, is told first.
-      await this.#control.call('info', { device: { name } });
-      throw new DmError(Errno.EINVAL, `${name} is no overlay: its table has no snapshot line`);
-    }
-    if (status.targetCount > 1) {
-      throw new DmError(Errno.EINVAL, `the table of ${name} has ${status.targetCount} lines: change it by hand`);
-    }
-    return status;
+    return this.#control.call('overlays', name === undefined ? {} : { device: { name } });
   }
 
   /**
@@ -131,50 +85,50 @@ export class Snapshots {
    * @throws DmError ENXIO, EINVAL for a device that is no overlay, EIO for one that is invalid
    */
   changes(name: string): AsyncGenerator<ChangedExtent> {
-    return joined((sector) => this.#control.call('snapshotChanges', { device: { name }, sector }));
+    return joined((sector) => this.#control.call('overlayChanges', { device: { name }, sector }));
   }
 
   /**
    * Merges an overlay into its origin, and takes it away when that is done; a device that maps the origin
-   * (snapshot-origin) shows what is merged from the first moment on. Called again after an interruption it goes on.
+   * (snapshot-origin) shows merged chunks from the first moment on. Once begun, a merge goes on to its end, whatever
+   * becomes of this program; called again, it waits for that.
    *
-   * @returns the store, empty now
-   * @throws DmError EBUSY while somebody uses the overlay, EINVAL for one that can't be merged, EIO where the merge failed,
+   * @returns the store, empty now, and kept stores that the change of the origin made stale
+   * @throws DmError EBUSY while the overlay is in use, EINVAL for one that can't be merged, EIO where the merge failed,
    *   EINTR for an aborted wait: the merge goes on
    */
-  async merge(name: string, options: MergeOptions = {}): Promise<DroppedSnapshot> {
-    const cow = await new Merging(this.#control, options).run(await this.#find(name));
-    return this.#disposeOf(cow, options.deleteCow ?? false);
+  merge(name: string, options: MergeOptions = {}): Promise<DroppedSnapshot> {
+    const { deleteCow = false, signal, onProgress } = options;
+    return this.#control.call(
+      'overlayMerge',
+      { name, deleteCow },
+      { signal, onProgress: (progress) => onProgress?.(progress as MergeProgress) },
+    );
   }
 
   /**
    * Takes an overlay away. Its store stays unless `deleteCow` is given.
    *
-   * @throws DmError EBUSY while somebody uses it, or it is being merged
+   * @throws DmError EBUSY while it is in use, or being merged
    */
   async drop(name: string, options: DropOptions = {}): Promise<DroppedSnapshot> {
-    const status = await this.#find(name);
-    if (status.type === 'snapshot-merge' || status.condition === 'Handed over') {
-      throw new DmError(Errno.EBUSY, `${name} is being merged into its origin: finish that (merge it again)`);
-    }
-    if (status.openCount > 0) throw inUse(status);
-    await this.#control.call('remove', { device: { name } });
-    return this.#disposeOf(status.cow, options.deleteCow ?? false);
+    const [dropped] = await this.dropAll([name], options);
+    return dropped!;
   }
 
-  /** Only a file is deleted, and only when nobody has it. */
-  async #disposeOf(cow: string, deleteCow: boolean): Promise<DroppedSnapshot> {
-    if (!deleteCow) return { cow, deleted: false };
-    const { overlays } = await this.#control.call('snapshotUsers', { cow });
-    if (overlays.length > 0) {
-      throw new DmError(Errno.EBUSY, `the overlay is gone; ${cow} stays, for ${overlays.join(', ')} has it`);
-    }
-    try {
-      if (!statSync(cow).isFile()) return { cow, deleted: false };
-      unlinkSync(cow);
-    } catch (error) {
-      throw fileFailure(cow, error);
-    }
-    return { cow, deleted: true };
+  /** Takes several overlays away: all of them, or none. */
+  dropAll(names: readonly string[], options: DropOptions = {}): Promise<DroppedSnapshot[]> {
+    if (names.length === 0) throw new DmError(Errno.EINVAL, 'an overlay is needed');
+    return this.#control.call('overlayDrop', { names: [...names], ...options });
+  }
+}
+
+async function planHere(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
+  const { DeviceMapper } = await import('../api/device-mapper.ts');
+  const dm = new DeviceMapper();
+  try {
+    return await dm.control.call('overlayPlan', { overlays: overlays.map(overlayArgs) });
+  } finally {
+    await dm.close();
   }
 }

@@ -7,7 +7,7 @@ import { version } from '../block/version.ts';
 import type { NbdReconnectOptions } from '../devices/nbd-links.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { NbdServer } from '../nbd/server/server.ts';
-import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { DeviceMapper } from '../api/device-mapper.ts';
 import type { Listener } from '../reactor/node-loop.ts';
 import { STOP_TIMEOUT_MILLISECONDS } from './bounds.ts';
 import type { Restored } from './control.ts';

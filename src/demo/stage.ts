@@ -2,7 +2,7 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type NbdService, serveNbd } from '../nbd/serve.ts';
-import { DeviceMapper } from '../reactor/device-mapper.ts';
+import { DeviceMapper } from '../api/device-mapper.ts';
 
 /** Bytes in a sector, and the sectors of each image that the demo makes: 4 MiB. */
 export const SECTOR_SIZE = 512;

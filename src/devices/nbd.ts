@@ -113,6 +113,7 @@ class Work {
 export class NbdDevice implements BlockDevice {
   /** The URI. */
   readonly name: string;
+  readonly exportName: string;
   readonly sectorCount: number;
   readonly readOnly: boolean;
   readonly limits: QueueLimits;
@@ -149,14 +150,15 @@ export class NbdDevice implements BlockDevice {
       onState: (state, error) => options.onState?.(state, error),
     });
     links.open((error) => {
-      if (error === null) device = new NbdDevice(name, links, options.readOnly ?? false);
+      if (error === null) device = new NbdDevice(name, links, options);
       done(error, device);
     });
   }
 
-  private constructor(name: string, links: NbdLinks, readOnly: boolean) {
+  private constructor(name: string, links: NbdLinks, { exportName, readOnly = false }: NbdDeviceOptions) {
     const { details } = links;
     this.name = name;
+    this.exportName = exportName;
     this.#links = links;
     this.sectorCount = Math.floor(details.byteLength / SECTOR_SIZE);
     this.readOnly = readOnly || (details.transmissionFlags & TRANSMISSION_READ_ONLY) !== 0;

@@ -5,10 +5,13 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Reactor } from '../block/reactor.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
 import { type EngineChoice, type EngineKind, EngineSet } from '../engine/index.ts';
 import { HostBlockDevice, isWriteProtected } from './block.ts';
 import type { EngineDevice } from './engine-device.ts';
 import { FileDevice, takesHoles } from './file.ts';
+import { type DiskIdentity, identityOfBlockDevice, identityOfOpenFile } from './identity.ts';
+import { NbdDevice } from './nbd.ts';
 import { canonicalNbdUri, isNbdUri } from './nbd-uri.ts';
 import { type Found, findDevice, type HeldFile, type Opened, openFound } from './open.ts';
 
@@ -198,6 +201,26 @@ export class DeviceRegistry implements DeviceResolver {
       writerCount,
       locked,
     };
+  }
+
+  /**
+   * The marks by which a device that is open or registered here is known again: of a file, by its open descriptor,
+   * whatever its path leads to by now. Null for a device that is not in this registry.
+   */
+  identity(device: BlockDevice): DiskIdentity | null {
+    const entry = this.#byDevice.get(device);
+    if (entry === undefined) return null;
+    const byteLength = device.sectorCount * SECTOR_SIZE;
+    if (entry.opened !== null) {
+      const { found, device: opened } = entry.opened;
+      if (found.kind === 'block') return identityOfBlockDevice(found.path, found.rdev, byteLength);
+      return identityOfOpenFile(found.path, opened.descriptor);
+    }
+    if (device instanceof NbdDevice) {
+      return { kind: 'nbd', uri: device.name, exportName: device.exportName, byteLength };
+    }
+    for (const [name, other] of this.#registered) if (other === entry) return { kind: 'program', name };
+    return null;
   }
 
   /** Every device that is open or registered. */

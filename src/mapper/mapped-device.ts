@@ -217,10 +217,11 @@ export class MappedDevice implements RequestOwner {
    * Puts `table` into the inactive slot; the one that was there is destroyed. It serves from the next resume on.
    * At a device's very first load the table is checked against its devices now, later only at the resume.
    *
+   * @param keepPrevious takes the table that was in the slot, instead of its end
    * @throws TableError from that first check, DmError EINVAL where an immutable target would be replaced by another
    * type: `table` is destroyed, the slot unchanged
    */
-  load(table: Table): void {
+  load(table: Table, keepPrevious?: (previous: Table | null) => void): void {
     try {
       this.#checkImmutable(table);
       if (!this.#everLoaded) calculateLimits(table);
@@ -229,8 +230,38 @@ export class MappedDevice implements RequestOwner {
       throw error;
     }
     this.#everLoaded = true;
-    this.#inactive?.destroy();
+    if (keepPrevious === undefined) this.#inactive?.destroy();
+    else keepPrevious(this.#inactive);
     this.#inactive = table;
+  }
+
+  /**
+   * Undoes a load: the slot's table is destroyed, and `previous` stands there again.
+   *
+   * @param everLoaded as it was before
+   */
+  unload(previous: Table | null, everLoaded: boolean): void {
+    this.#inactive?.destroy();
+    this.#inactive = previous;
+    this.#everLoaded = everLoaded;
+  }
+
+  /** Takes the live table away, for an undo of its first resume. Calls `done` when nothing is in flight any more. */
+  dropLive(done: () => void): void {
+    this.#change((finish) => {
+      const end = (): void => {
+        const live = this.#live;
+        this.#live = null;
+        this.#obstacleTargets = [];
+        this.sectorCount = 0;
+        this.#suspended = false;
+        this.#gate.open();
+        finish(() => (live === null ? done() : live.destroy(done)));
+      };
+      if (this.#suspended) end();
+      else this.#quiesce(false, end);
+      return () => {};
+    });
   }
 
   #checkImmutable(table: Table): void {
@@ -239,9 +270,10 @@ export class MappedDevice implements RequestOwner {
     throw new DmError(Errno.EINVAL, `can't replace immutable target type ${type.name}`);
   }
 
-  /** Empties the inactive slot. */
-  clear(): void {
-    this.#inactive?.destroy();
+  /** Empties the inactive slot. @param keepPrevious as at {@link load} */
+  clear(keepPrevious?: (previous: Table | null) => void): void {
+    if (keepPrevious === undefined) this.#inactive?.destroy();
+    else keepPrevious(this.#inactive);
     this.#inactive = null;
   }
 

@@ -4,7 +4,7 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
-import { buildTable } from '../table/table.ts';
+import { buildTable, type Table } from '../table/table.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { MappedDevice, type StateChange, type SuspendOptions } from './mapped-device.ts';
 
@@ -19,17 +19,35 @@ export interface CreateOptions {
   uuid?: string;
   /** The lowest free one where it is left out. */
   minor?: number;
+  /** The minor is one that was reserved, and the device is the one that it was reserved for. */
+  isReserved?: boolean;
 }
 
 export interface LoadOptions {
   readOnly?: boolean;
   /** Rewrites each device argument before it is looked up. @throws DmError to refuse it */
   translate?: (argument: string) => string;
+  /** Gives the device of an argument, with one more user counted, where it is open already: no path is looked up then. */
+  openAgain?: (argument: string, readOnly: boolean) => BlockDevice | null;
+  /** Sees each device when it was opened, before a target uses it. @throws DmError to refuse it */
+  verify?: (argument: string, device: BlockDevice) => void;
+  /** Takes the table that was in the inactive slot, instead of its end: for an undo. */
+  keepPrevious?: (previous: Table | null) => void;
 }
 
 /** @throws DmError EBUSY for a device that has to stay as it is */
 export function refusePinned(device: MappedDevice): void {
   if (device.pinned !== null) throw new DmError(Errno.EBUSY, `${device.dmName}: ${device.pinned}`);
+}
+
+/** Work beside a swap of tables. */
+export interface Passage {
+  /** Before the swap; an error stops it. */
+  before(done: (error: DmError | null) => void): void;
+  /** When the old table is gone. */
+  after(done: () => void): void;
+  /** Where the swap did not happen. */
+  undo(): void;
 }
 
 /** Tables of one device that use another, by the mode they open it in. */
@@ -51,11 +69,17 @@ export class Mapper implements DeviceResolver {
   readonly major: number;
   /** Told when a device is gone and everything it had open is closed. */
   onRemove: ((device: MappedDevice) => void) | null = null;
+  /** Asked before a device ends; what it returns is called when its tables are gone, and calls back when it is done. */
+  onLeaving: ((device: MappedDevice) => ((done: () => void) => void) | null) | null = null;
+  /** Asked before a resume swaps tables; null where nothing has to be done beside it. */
+  onGoingLive: ((device: MappedDevice, next: Table) => Passage | null) | null = null;
   readonly #registry: TargetRegistry;
   readonly #lower: DeviceResolver;
   readonly #services: TargetServices | undefined;
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
+  /** Minors that new devices do not get, and the names of the devices that had them. */
+  readonly reservedMinors = new Map<number, string>();
   /** Mapped devices that lie below others: for each user the number of its tables. */
   readonly #stackUses = new WeakMap<MappedDevice, Map<MappedDevice, Uses>>();
   /** Devices that were taken away and still have something open. */
@@ -100,21 +124,28 @@ export class Mapper implements DeviceResolver {
     if (uuid !== '' && this.#findUuid(uuid) !== undefined) {
       throw new DmError(Errno.EBUSY, `a device with uuid ${uuid} exists already`);
     }
-    const device = new MappedDevice(name, uuid, this.major, this.#takeMinor(options.minor));
+    const device = new MappedDevice(name, uuid, this.major, this.#takeMinor(options));
     this.#byName.set(name, device);
     this.#byMinor.set(device.minor, device);
     return device;
   }
 
-  #takeMinor(wanted: number | undefined): number {
+  #takeMinor({ minor: wanted, isReserved = false }: CreateOptions): number {
     if (wanted !== undefined) {
-      if (!Number.isInteger(wanted) || wanted < 0 || wanted > MAX_MINOR || this.#byMinor.has(wanted)) {
-        throw new DmError(Errno.ENXIO, `minor ${wanted} is taken or not within 0 to ${MAX_MINOR}`);
+      if (!Number.isInteger(wanted) || wanted < 0 || wanted > MAX_MINOR) {
+        throw new DmError(Errno.ENXIO, `minor ${wanted} is not within 0 to ${MAX_MINOR}`);
+      }
+      const holder = this.#byMinor.get(wanted);
+      if (holder !== undefined) throw new DmError(Errno.ENXIO, `minor ${wanted} is taken by ${holder.dmName}`);
+      const lost = isReserved ? undefined : this.reservedMinors.get(wanted);
+      if (lost !== undefined) {
+        const text = `minor ${wanted} is reserved for ${lost}, which is lost: restore it or forget it first`;
+        throw new DmError(Errno.ENXIO, text);
       }
       return wanted;
     }
     let minor = 0;
-    while (this.#byMinor.has(minor)) minor++;
+    while (this.#byMinor.has(minor) || this.reservedMinors.has(minor)) minor++;
     if (minor > MAX_MINOR) throw new DmError(Errno.EBUSY, 'every minor number is taken');
     return minor;
   }
@@ -130,13 +161,14 @@ export class Mapper implements DeviceResolver {
     device.load(
       buildTable(entries, {
         registry: this.#registry,
-        resolver: this.#resolverFor(device, options.translate ?? ((argument) => argument)),
+        resolver: this.#resolverFor(device, options),
         readOnly: options.readOnly ?? false,
         checkDevice: (lower) => refuseCycle(device, lower),
         onEvent: () => device.raiseEvent(),
         onWork: (begins) => (begins ? device.beginWork() : device.endWork()),
         services: this.#services,
       }),
+      options.keepPrevious,
     );
   }
 
@@ -144,14 +176,17 @@ export class Mapper implements DeviceResolver {
    * For the tables of `upper`: a mapped device below has it for one user in each mode, however many of its tables (the
    * live one and the inactive one) name it.
    */
-  #resolverFor(upper: MappedDevice, translate: (argument: string) => string): DeviceResolver {
+  #resolverFor(upper: MappedDevice, options: LoadOptions): DeviceResolver {
     const uses = this.#stackUses;
     return {
       open: (argument, readOnly) => {
-        const found = translate(argument);
-        const lower = this.#find(found);
-        if (lower === undefined) return this.#lower.open(found, readOnly);
+        const again = options.openAgain?.(argument, readOnly) ?? null;
+        if (again !== null && !(again instanceof MappedDevice)) return again;
+        const found = again === null ? (options.translate?.(argument) ?? argument) : again.name;
+        const lower = again ?? this.#find(found);
+        if (lower === undefined) return this.#openVerified(argument, found, readOnly, options);
         checkHasNode(lower, found);
+        options.verify?.(argument, lower);
         const mode = readOnly ? 'read' : 'write';
         const byUser = uses.get(lower) ?? new Map<MappedDevice, Uses>();
         uses.set(lower, byUser);
@@ -174,6 +209,17 @@ export class Mapper implements DeviceResolver {
     };
   }
 
+  #openVerified(argument: string, found: string, readOnly: boolean, options: LoadOptions): BlockDevice {
+    const lower = this.#lower.open(found, readOnly);
+    try {
+      options.verify?.(argument, lower);
+    } catch (error) {
+      this.#lower.close(lower, readOnly);
+      throw error;
+    }
+    return lower;
+  }
+
   /** @throws DmError EBUSY for a device that has to stay as it is */
   suspend(device: MappedDevice, options: SuspendOptions, done: () => void): StateChange {
     refusePinned(device);
@@ -183,15 +229,18 @@ export class Mapper implements DeviceResolver {
   /** @throws DmError EBUSY for a device that has to stay as it is */
   resume(device: MappedDevice, options: SuspendOptions, done: (error: DmError | null) => void): StateChange {
     refusePinned(device);
-    return device.resume(options, done);
+    const next = device.inactiveTable;
+    const passage = next === null ? null : (this.onGoingLive?.(device, next) ?? null);
+    return passage === null ? device.resume(options, done) : resumeThrough(passage, device, options, done);
   }
 
   /**
    * Gives a device another name.
    *
+   * @param options `quietly`: no event is raised; the caller raises it when the change is for good
    * @throws DmError EBUSY for a name that is taken (its own one too), EINVAL for one that cannot be
    */
-  rename(device: MappedDevice, name: string): void {
+  rename(device: MappedDevice, name: string, options: { quietly?: boolean } = {}): void {
     checkName(name);
     if (this.#byName.has(name)) {
       throw new DmError(
@@ -202,7 +251,7 @@ export class Mapper implements DeviceResolver {
     this.#byName.delete(device.dmName);
     device.dmName = name;
     this.#byName.set(name, device);
-    if (device.table !== null) device.raiseEvent();
+    if (device.table !== null && !options.quietly) device.raiseEvent();
   }
 
   /**
@@ -210,7 +259,7 @@ export class Mapper implements DeviceResolver {
    *
    * @throws DmError EBUSY for one that is taken (its own one too), EINVAL when it has another or the new one cannot be
    */
-  setUuid(device: MappedDevice, uuid: string): void {
+  setUuid(device: MappedDevice, uuid: string, options: { quietly?: boolean } = {}): void {
     checkUuid(uuid);
     if (uuid === '') throw new DmError(Errno.EINVAL, 'a uuid has at least one byte');
     if (this.#findUuid(uuid) !== undefined) {
@@ -226,7 +275,7 @@ export class Mapper implements DeviceResolver {
       );
     }
     device.uuid = uuid;
-    if (device.table !== null) device.raiseEvent();
+    if (device.table !== null && !options.quietly) device.raiseEvent();
   }
 
   /**
@@ -249,14 +298,57 @@ export class Mapper implements DeviceResolver {
       done();
       return;
     }
+    this.detach(device);
+    this.destroyDetached(device, done);
+  }
+
+  /** Takes a device out of the lists: its name and number are free, and nothing else has happened to it. */
+  detach(device: MappedDevice): void {
     this.#byName.delete(device.dmName);
     this.#byMinor.delete(device.minor);
+  }
+
+  /** @throws DmError EBUSY for a device that has to stay as it is */
+  refusePinned(device: MappedDevice): void {
+    refusePinned(device);
+  }
+
+  /** Undoes {@link detach}. @throws DmError EBUSY where its name or number was given away meanwhile */
+  reattach(device: MappedDevice): void {
+    if (this.#byName.has(device.dmName) || this.#byMinor.has(device.minor)) {
+      throw new DmError(Errno.EBUSY, `the name or the number of ${device.dmName} has been taken`);
+    }
+    this.#byName.set(device.dmName, device);
+    this.#byMinor.set(device.minor, device);
+  }
+
+  /** Ends a detached device: what it has open is closed when nothing is in flight any more, and `done` is called then. */
+  destroyDetached(device: MappedDevice, done: () => void = () => {}): void {
     this.#leavingCount++;
-    device.destroy(() => {
-      this.onRemove?.(device);
-      done();
-      if (--this.#leavingCount === 0) for (const gone of this.#whenGone.splice(0)) gone();
-    });
+    const leave = this.onLeaving?.(device) ?? ((left) => left());
+    device.destroy(() =>
+      leave(() => {
+        this.onRemove?.(device);
+        done();
+        if (--this.#leavingCount === 0) for (const gone of this.#whenGone.splice(0)) gone();
+      }),
+    );
+  }
+
+  /** True for a device that is in the lists. */
+  isListed(device: MappedDevice): boolean {
+    return this.#byName.get(device.dmName) === device;
+  }
+
+  /** Users of a device, but for the tables of `uppers`. */
+  userCountWithout(device: MappedDevice, uppers: Iterable<MappedDevice>): number {
+    let count = device.openCount;
+    const byUser = this.#stackUses.get(device);
+    for (const upper of uppers) {
+      const uses = byUser?.get(upper);
+      if (uses !== undefined) count -= Number(uses.read > 0) + Number(uses.write > 0);
+    }
+    return count;
   }
 
   /** Calls `gone` when no device that was taken away has anything open any more; at once where that is so. */
@@ -339,6 +431,38 @@ export class Mapper implements DeviceResolver {
     if (numbers === null || Number(numbers[1]) !== this.major) return undefined;
     return this.getByNumber(this.major, Number(numbers[2]));
   }
+}
+
+function resumeThrough(
+  passage: Passage,
+  device: MappedDevice,
+  options: SuspendOptions,
+  done: (error: DmError | null) => void,
+): StateChange {
+  let change: StateChange | null = null;
+  let isCancelled = false;
+  passage.before((refusal) => {
+    if (isCancelled) {
+      if (refusal === null) passage.undo();
+    } else if (refusal !== null) done(refusal);
+    else {
+      change = device.resume(options, (error) => {
+        if (error === null) passage.after(() => done(null));
+        else {
+          passage.undo();
+          done(error);
+        }
+      });
+    }
+  });
+  return {
+    cancel: () => {
+      isCancelled = true;
+      if (change === null) return;
+      change.cancel();
+      passage.undo();
+    },
+  };
 }
 
 /** Before the first load that succeeds the kernel has no block device, and no node, for a mapped device. */

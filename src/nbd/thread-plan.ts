@@ -2,7 +2,7 @@
 import type { BlockDevice } from '../block/block-device.ts';
 import type { HeldFile } from '../devices/index.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
-import type { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { NbdTlsOptions } from './tls.ts';
 
 /** Every thread builds its own table. A longer one takes too much memory and time for that. */

@@ -2,8 +2,8 @@
 // given, stops when it is told to. See threads.ts.
 import { parentPort, workerData } from 'node:worker_threads';
 import { allowSocketCalls } from '../engine/socket-calls.ts';
-import { DeviceMapper } from '../reactor/device-mapper.ts';
-import type { Disk } from '../reactor/disk.ts';
+import { DeviceMapper } from '../api/device-mapper.ts';
+import type { Disk } from '../api/disk.ts';
 import { closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
 import { MalformedError } from './protocol/info.ts';

@@ -8,7 +8,7 @@ import { Worker } from 'node:worker_threads';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { Transport } from '../block/reactor.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
-import type { DeviceMapper } from '../reactor/device-mapper.ts';
+import type { DeviceMapper } from '../api/device-mapper.ts';
 import { MalformedError } from './protocol/info.ts';
 import { MAX_CONNECTION_COUNT, MAX_SERVER_BYTE_LENGTH, SHUTDOWN_TIMEOUT_MILLISECONDS } from './server/bounds.ts';
 import { canShareRangeLock, shareRangeLock, unshareRangeLock } from './server/range-lock.ts';

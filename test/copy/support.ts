@@ -2,7 +2,7 @@
 import { onTestFinished } from 'vitest';
 import type { BlockDevice } from '../../src/block/block-device.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 
 /** A device mapper in which `devices` can be named. */
 export function mapperWith(devices: readonly BlockDevice[]): DeviceMapper {

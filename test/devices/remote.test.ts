@@ -9,7 +9,7 @@ import type { Transport } from '../../src/block/reactor.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { NbdDevice } from '../../src/devices/nbd.ts';
 import { attachNbd } from '../../src/nbd/index.ts';
-import { DeviceMapper, type DeviceMapperOptions } from '../../src/reactor/device-mapper.ts';
+import { DeviceMapper, type DeviceMapperOptions } from '../../src/api/device-mapper.ts';
 import { SimulatedReactor } from '../../src/testing/index.ts';
 import { itPeer, peer, start } from '../support/peers.ts';
 import { runs, seed } from '../support/seed.ts';

@@ -4,17 +4,17 @@ import { describe, expect, it } from 'vitest';
 import * as bio from '../../src/block/bio.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
 import * as dmIo from '../../src/dm-io/index.ts';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
-import * as old from '../../src/reactor/dm-io-global.ts';
-import * as promise from '../../src/reactor/dm-io-promise.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
+import * as old from '../../src/api/dm-io-global.ts';
+import * as promise from '../../src/api/dm-io-promise.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { examplesOf, root, runExample } from '../support/examples.ts';
 
 const dmkit: Record<string, unknown> = { ...bio, ...dmIo, ...old, ...promise, DeviceMapper, MemoryDevice, NodeLoop };
 const files = [
   ...readdirSync(`${root}src/dm-io`).map((name) => `src/dm-io/${name}`),
-  'src/reactor/dm-io-global.ts',
-  'src/reactor/dm-io-promise.ts',
+  'src/api/dm-io-global.ts',
+  'src/api/dm-io-promise.ts',
   'docs/dm-io.md',
 ];
 

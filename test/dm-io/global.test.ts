@@ -12,8 +12,8 @@ import {
   dmIoSync,
   dmIoSyncBvec,
   dmIoSyncVm,
-} from '../../src/reactor/dm-io-global.ts';
-import { dmIoPromise } from '../../src/reactor/dm-io-promise.ts';
+} from '../../src/api/dm-io-global.ts';
+import { dmIoPromise } from '../../src/api/dm-io-promise.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { numbered, RecordingDevice } from '../support/stack.ts';
 import {

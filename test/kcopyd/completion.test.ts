@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { MemoryDevice } from '../../src/devices/index.ts';
 import { KcopydClient, KcopydThrottle } from '../../src/kcopyd/index.ts';
-import { kcopydCopy, kcopydZero } from '../../src/reactor/kcopyd-promise.ts';
+import { kcopydCopy, kcopydZero } from '../../src/api/kcopyd-promise.ts';
 import { HoldingDevice } from '../../src/testing/holding.ts';
 import { SimulatedDevice } from '../../src/testing/simulated-device.ts';
 import { SimulatedReactor } from '../../src/testing/simulated-reactor.ts';

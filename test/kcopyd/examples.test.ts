@@ -6,7 +6,7 @@ import { examplesOf, root, runExample } from '../support/examples.ts';
 
 const files = [
   ...readdirSync(`${root}src/kcopyd`).map((name) => `src/kcopyd/${name}`),
-  'src/reactor/kcopyd-promise.ts',
+  'src/api/kcopyd-promise.ts',
   'docs/kcopyd.md',
 ];
 

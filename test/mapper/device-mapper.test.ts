@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { HoldingDevice } from '../../src/testing/index.ts';
 
 /** Several turns of the loop: what does not wait for anything is over then. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { MemoryDevice } from '../../src/devices/index.ts';
 import { graphOf, planDevice } from '../../src/nbd/thread-plan.ts';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { HoldingDevice } from '../../src/testing/index.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 

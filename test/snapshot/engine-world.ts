@@ -2,7 +2,7 @@
 import { DeviceRegistry } from '../../src/devices/index.ts';
 import type { MappedDevice } from '../../src/mapper/mapped-device.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
-import { Disk } from '../../src/reactor/disk.ts';
+import { Disk } from '../../src/api/disk.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { Targets } from '../../src/targets/index.ts';
 import type { TestedEngine } from '../engine/harness.ts';

@@ -2,7 +2,7 @@
 import { writeSync } from 'node:fs';
 import { DeviceRegistry } from '../../dist/devices/index.js';
 import { Mapper } from '../../dist/mapper/mapper.js';
-import { Disk } from '../../dist/reactor/disk.js';
+import { Disk } from '../../dist/api/disk.js';
 import { NodeLoop } from '../../dist/reactor/node-loop.js';
 import { Targets } from '../../dist/targets/index.js';
 import { planOf, runPlan } from './engine-plan.mjs';

@@ -5,7 +5,7 @@ import { closeSync, openSync, readFileSync, truncateSync, writeFileSync } from '
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
-import type { Disk } from '../../src/reactor/disk.ts';
+import type { Disk } from '../../src/api/disk.ts';
 import { mixSeed, randomFromSeed } from '../../src/testing/index.ts';
 import { ENGINES } from '../engine/harness.ts';
 import { printSeedOnFailure, seed as runSeed, runs } from '../support/seed.ts';

@@ -5,8 +5,8 @@ import { closeSync, openSync, readFileSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
-import type { Disk } from '../../src/reactor/disk.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
+import type { Disk } from '../../src/api/disk.ts';
 import { makeRandom, printSeedOnFailure, runs } from '../support/seed.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 // @ts-expect-error: plain JavaScript, shared with the writer

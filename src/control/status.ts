@@ -3,7 +3,8 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Table } from '../table/table.ts';
-import type { Dependency, DeviceStatus, StatusLine } from './control.ts';
+import type { Suspension } from './core/plane.ts';
+import type { Dependency, DeviceStatus, StatusLine } from './types.ts';
 
 /** The kernel's default, in sectors. */
 const MIN_READ_AHEAD = 256;
@@ -39,8 +40,14 @@ export class ReadAheads {
   }
 }
 
+/** What the control plane knows of a device beside the mapper. */
+export interface DeviceNotes {
+  readAheads: ReadAheads;
+  suspensionOf(device: MappedDevice): Suspension | null;
+}
+
 /** @param inactive tell of the inactive table instead of the live one */
-export function statusOf(device: MappedDevice, readAheads: ReadAheads, inactive = false): DeviceStatus {
+export function statusOf(device: MappedDevice, notes: DeviceNotes, inactive = false): DeviceStatus {
   const { table, inactiveTable } = device;
   const told: Table | null = inactive ? inactiveTable : table;
   return {
@@ -49,6 +56,7 @@ export function statusOf(device: MappedDevice, readAheads: ReadAheads, inactive 
     major: device.major,
     minor: device.minor,
     suspended: device.suspended,
+    suspendedBy: suspendedBy(device, notes),
     readOnly: told === null ? device.readOnly : told.readOnly,
     deferredRemove: device.deferredRemove,
     live: table !== null,
@@ -57,16 +65,28 @@ export function statusOf(device: MappedDevice, readAheads: ReadAheads, inactive 
     inFlightCount: device.inFlightCount,
     eventNumber: device.eventNumber,
     targetCount: told?.targets.length ?? 0,
-    readAhead: readAheads.get(device),
+    readAhead: notes.readAheads.get(device),
     sectorCount: device.sectorCount,
     logicalBlockSize: device.limits.logicalBlockSize,
     physicalBlockSize: device.limits.physicalBlockSize,
   };
 }
 
-export function linesOf(table: Table | null, type: 'table' | 'info'): StatusLine[] {
+function suspendedBy(device: MappedDevice, notes: DeviceNotes): DeviceStatus['suspendedBy'] {
+  const suspension = notes.suspensionOf(device);
+  if (suspension === null || !(device.suspended || suspension.reason !== null)) return null;
+  return { ...suspension.client, since: suspension.since, reason: suspension.reason };
+}
+
+/** Lines `from` to `end` of a table, all of them unless given. */
+export function linesOf(
+  table: Table | null,
+  type: 'table' | 'info',
+  from = 0,
+  end = Number.POSITIVE_INFINITY,
+): StatusLine[] {
   if (table === null) return [];
-  return table.targets.map((target) => ({
+  return table.targets.slice(from, end).map((target) => ({
     sector: target.begin,
     sectorCount: target.sectorCount,
     type: target.type.name,

@@ -11,9 +11,9 @@ import { type CreateOptions, Mapper, refusePinned } from '../mapper/mapper.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { builtinTargets, Targets } from '../targets/index.ts';
 import { Disk } from './disk.ts';
-import { chooseMajor } from './major.ts';
-import { NodeLoop } from './node-loop.ts';
-import { RemoteDevices, type RemoteDevicesOptions } from './remote-devices.ts';
+import { chooseMajor } from '../reactor/major.ts';
+import { NodeLoop } from '../reactor/node-loop.ts';
+import { RemoteDevices, type RemoteDevicesOptions } from '../reactor/remote-devices.ts';
 
 export interface DeviceMapperOptions {
   /** Where relative paths in tables start; the working directory unless given. */

@@ -1,12 +1,12 @@
-// What making an overlay comes to: which tables, and which file for its store. Looks at files and asks the daemon; changes
-// nothing.
+// The plan of an overlay: its tables, and the file for its store. Looks at files and devices; changes nothing.
 import { closeSync, openSync, readFileSync, readSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { escapeArgument } from '../block/escape.ts';
 import { MAX_SECTOR_COUNT, SECTOR_SIZE } from '../block/sector.ts';
-import type { Control, DeviceStatus } from '../daemon/control.ts';
+import type { ControlHost } from '../control/core/host.ts';
+import type { MappedDevice } from '../mapper/mapped-device.ts';
 import {
   chunkSizeObjection,
   DEFAULT_CHUNK_SECTOR_COUNT,
@@ -14,59 +14,11 @@ import {
   recordsPerArea,
   SNAP_MAGIC,
 } from '../targets/snapshot/layout.ts';
-
-/** Where an overlay's changes are kept: for good; for good, and readable when full; as long as the device lives. */
-export type StoreKind = 'persistent' | 'overflow' | 'transient';
+import { mappedOriginOf } from '../targets/snapshot/report.ts';
+import type { OverlayOptions, OverlayPlan, StoreKind } from './options.ts';
+import { mappersOf, overlaysOn } from './users.ts';
 
 const STORE_WORDS: Readonly<Record<StoreKind, string>> = { persistent: 'P', overflow: 'PO', transient: 'N' };
-
-export interface CreateSnapshotOptions {
-  /** An image, a block device, or one of dmkit's devices, as tables name it; or a device's bare name, where no file has it. */
-  origin: string;
-  /** The overlay's. */
-  name: string;
-  /** The store; one that is there goes on with what it has. Without it `NAME.cow`, which must be new. */
-  cow?: string;
-  /** Where `NAME.cow` is made: beside the origin's image unless given. */
-  cowFolder?: string;
-  /** Bytes of the store: room for a change of everything unless given. It is sparse. */
-  cowByteLength?: number;
-  /** 32 unless given, or what the store says. */
-  chunkSectorCount?: number;
-  /** Persistent unless given. */
-  store?: StoreKind;
-  /** Records of first writes may wait for a flush. */
-  lazyCommit?: boolean;
-  /** The origin goes on being written, through a device of this name (snapshot-origin), which is made where it is missing. */
-  originName?: string;
-  /** Where relative paths start: the working directory unless given. */
-  baseFolder?: string;
-}
-
-/** A device and its table, in one line. */
-export interface PlannedDevice {
-  name: string;
-  table: string;
-}
-
-export interface SnapshotPlan {
-  name: string;
-  /** As tables name it. */
-  origin: string;
-  sectorCount: number;
-  /** Absolute. */
-  cow: string;
-  cowByteLength: number;
-  /** Whether the file is made, or has to grow. */
-  makesCow: boolean;
-  growsCow: boolean;
-  chunkSectorCount: number;
-  /** The snapshot-origin that is made first; null where none is, or there is one. */
-  originDevice: PlannedDevice | null;
-  /** Devices through which the origin is written: they wait while the overlay is made. */
-  suspends: string[];
-  overlay: PlannedDevice;
-}
 
 interface OriginFound {
   /** As a table names it, unescaped. */
@@ -76,6 +28,8 @@ interface OriginFound {
   folder: string | null;
   /** A snapshot-origin that was named itself. */
   mappedBy: string | null;
+  /** Bytes behind the last whole sector. */
+  cutByteLength: number;
 }
 
 const invalid = (text: string): DmError => new DmError(Errno.EINVAL, text);
@@ -102,45 +56,43 @@ function byteLengthOf(path: string, stat: Stats): number {
 }
 
 /** `name`, as one of dmkit's devices; null where there is none. */
-async function deviceNamed(control: Control, name: string): Promise<DeviceStatus | null> {
-  try {
-    return await control.call('info', { device: { name } });
-  } catch (error) {
-    if (error instanceof DmError && error.errno === Errno.ENXIO) return null;
-    throw error;
-  }
+function deviceNamed(host: ControlHost, name: string): MappedDevice | null {
+  return host.mapper.has(name) ? host.mapper.get(name) : null;
 }
 
-async function findOrigin(control: Control, origin: string, folder: string): Promise<OriginFound> {
+function findOrigin(host: ControlHost, origin: string, folder: string): OriginFound {
   const own = /^(?:\/dev\/mapper\/|dm:)(.+)$/.exec(origin)?.[1];
   const path = resolve(folder, origin);
   const stat = own === undefined ? statOf(path) : null;
   if (stat !== null) {
-    const sectorCount = Math.floor(byteLengthOf(path, stat) / SECTOR_SIZE);
+    const byteLength = byteLengthOf(path, stat);
+    const sectorCount = Math.floor(byteLength / SECTOR_SIZE);
     if (sectorCount === 0) throw invalid(`${path} has no whole sector: an origin has ${SECTOR_SIZE} bytes at least`);
-    return { argument: path, sectorCount, folder: stat.isFile() ? dirname(path) : null, mappedBy: null };
+    const cutByteLength = byteLength % SECTOR_SIZE;
+    return { argument: path, sectorCount, folder: stat.isFile() ? dirname(path) : null, mappedBy: null, cutByteLength };
   }
   const name = own ?? origin;
-  const device = name.includes('/') ? null : await deviceNamed(control, name);
+  const device = name.includes('/') ? null : deviceNamed(host, name);
   if (device === null) {
-    const what =
+    const reason =
       own === undefined ? `${path} does not exist, and no device is named ${origin}` : `no device is named ${name}`;
-    throw new DmError(Errno.ENODEV, `the origin is missing: ${what}`);
+    throw new DmError(Errno.ENODEV, `the origin is missing: ${reason}`);
   }
-  if (!device.live) throw invalid(`the origin ${name} has no live table: load and resume one first`);
-  return originOfDevice(control, device);
+  if (device.table === null) throw invalid(`the origin ${name} has no live table: load and resume one first`);
+  return originOfDevice(device);
 }
 
-/** A snapshot-origin stands for what is below it. */
-async function originOfDevice(control: Control, device: DeviceStatus): Promise<OriginFound> {
-  const { name, sectorCount, major, minor } = device;
-  const { lines } = await control.call('table', { device: { name }, type: 'table' });
-  const [line] = lines;
-  if (lines.length === 1 && line!.type === 'snapshot-origin') {
-    const argument = line!.params.replace(/\\(.)/g, '$1');
-    return { argument, sectorCount, folder: argument.startsWith('/') ? dirname(argument) : null, mappedBy: name };
+/** A snapshot-origin stands for the device below it. */
+function originOfDevice(device: MappedDevice): OriginFound {
+  const { sectorCount, name, dmName, table } = device;
+  const [target] = table!.targets;
+  const mapped = table!.targets.length === 1 ? mappedOriginOf(target!) : null;
+  if (mapped !== null) {
+    const argument = mapped.name;
+    const folder = argument.startsWith('/') ? dirname(argument) : null;
+    return { argument, sectorCount, folder, mappedBy: dmName, cutByteLength: 0 };
   }
-  return { argument: `${major}:${minor}`, sectorCount, folder: null, mappedBy: null };
+  return { argument: name, sectorCount, folder: null, mappedBy: null, cutByteLength: 0 };
 }
 
 /** Bytes for a change of every chunk: header, areas (the next one has to be there when one is full) and data. */
@@ -170,7 +122,7 @@ function firstBytes(path: string): Uint8Array {
 }
 
 /** What a COW that is there holds: its chunk size, 0 for a blank one. @throws DmError where it can't be this overlay's */
-function checkStore(path: string, options: CreateSnapshotOptions): number {
+function checkStore(path: string, options: OverlayOptions): number {
   const header = readHeader(firstBytes(path));
   if (header.magic === 0) return 0;
   if (header.magic !== SNAP_MAGIC) {
@@ -201,7 +153,7 @@ interface CowFound {
   chunkSectorCount: number;
 }
 
-function findCow(options: CreateSnapshotOptions, origin: OriginFound, folder: string): CowFound {
+function findCow(options: OverlayOptions, origin: OriginFound, folder: string): CowFound {
   const { cow, cowFolder, name, store = 'persistent' } = options;
   const place = cowFolder ?? origin.folder;
   if (cow === undefined && place === null) {
@@ -235,38 +187,36 @@ function checkSize(path: string, byteLength: number, present: number, chunk: num
 }
 
 /** The device that is to map the origin, where one was asked for, and those that do. */
-async function planOrigin(
-  control: Control,
+function planOrigin(
+  host: ControlHost,
   origin: OriginFound,
   originName: string | undefined,
   origins: string[],
-): Promise<Pick<SnapshotPlan, 'originDevice' | 'suspends'>> {
+): Pick<OverlayPlan, 'originDevice' | 'suspends'> {
   if (originName === undefined || originName === origin.mappedBy || origins.includes(originName)) {
     return { originDevice: null, suspends: origins };
   }
-  if ((await deviceNamed(control, originName)) !== null) {
+  if (deviceNamed(host, originName) !== null) {
     throw new DmError(Errno.EBUSY, `${originName} is there, and is no snapshot-origin of ${origin.argument}`);
   }
   const table = `0 ${origin.sectorCount} snapshot-origin ${escapeArgument(origin.argument)}`;
   return { originDevice: { name: originName, table }, suspends: origins };
 }
 
-async function checkName(control: Control, name: string): Promise<void> {
+function checkName(host: ControlHost, name: string): void {
   if (basename(name) !== name || name === '') throw invalid(`"${name}" is no name for a device`);
-  if ((await deviceNamed(control, name)) !== null) {
-    throw new DmError(Errno.EBUSY, `a device named ${name} exists already`);
-  }
+  if (deviceNamed(host, name) !== null) throw new DmError(Errno.EBUSY, `a device named ${name} exists already`);
 }
 
-/** @throws DmError for what can't be done, before anything is */
-export async function planSnapshot(control: Control, options: CreateSnapshotOptions): Promise<SnapshotPlan> {
-  const { name, store = 'persistent', lazyCommit = false, baseFolder = process.cwd() } = options;
+/** @throws DmError for an overlay that can't be made, before anything is done */
+export function planOverlay(host: ControlHost, options: OverlayOptions): OverlayPlan {
+  const { name, store = 'persistent', lazyCommit = false, folder } = options;
   if (lazyCommit && store === 'transient') throw invalid('a transient store commits nothing, lazily or not');
   if (options.originName === name) throw invalid(`${name} can't be the overlay and its origin at once`);
-  await checkName(control, name);
-  const origin = await findOrigin(control, options.origin, baseFolder);
-  const cow = findCow(options, origin, baseFolder);
-  const { origins, overlays } = await control.call('snapshotUsers', { origin: origin.argument, cow: cow.path });
+  checkName(host, name);
+  const origin = findOrigin(host, options.origin, folder);
+  const cow = findCow(options, origin, folder);
+  const overlays = overlaysOn(host, cow.path);
   if (overlays.length > 0) throw new DmError(Errno.EBUSY, `${cow.path} is the store of ${overlays.join(', ')} already`);
   const devices = `${escapeArgument(origin.argument)} ${escapeArgument(cow.path)}`;
   const words = `${STORE_WORDS[store]} ${cow.chunkSectorCount}${lazyCommit ? ' 1 lazy_commit' : ''}`;
@@ -279,7 +229,12 @@ export async function planSnapshot(control: Control, options: CreateSnapshotOpti
     makesCow: cow.makes,
     growsCow: cow.grows,
     chunkSectorCount: cow.chunkSectorCount,
-    ...(await planOrigin(control, origin, options.originName, origins)),
+    ...planOrigin(host, origin, options.originName, mappersOf(host, origin.argument)),
     overlay: { name, table: `0 ${origin.sectorCount} snapshot ${devices} ${words}` },
+    notices: origin.cutByteLength === 0 ? [] : [cutNotice(origin)],
   };
+}
+
+function cutNotice({ argument, cutByteLength }: OriginFound): string {
+  return `${argument} ends with ${cutByteLength} bytes behind its last whole sector: the overlay does not show them`;
 }

@@ -13,7 +13,7 @@ import {
   type PageList,
   type SyncEngines,
 } from '../dm-io/index.ts';
-import { NodeLoop } from './node-loop.ts';
+import { NodeLoop } from '../reactor/node-loop.ts';
 
 export interface DmIoGetOptions {
   /** Calls the callbacks; Node's own loop unless given. The first get decides. */

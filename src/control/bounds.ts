@@ -1,0 +1,20 @@
+// Every bound of the control socket and of the daemon, with its reason.
+
+/** The JSON of one request: names, numbers, and the lines of a batch. Tables travel behind it. */
+export const MAX_REQUEST_BYTE_LENGTH = 1024 * 1024;
+/** Braces inside braces of a request: the deepest one there is has 6. */
+export const MAX_REQUEST_DEPTH = 16;
+/** The tables behind one message. One of a million lines, the longest there is, takes about a fifth of it. */
+export const MAX_TEXT_BYTE_LENGTH = 256 * 1024 * 1024;
+/** The JSON of an answer: a daemon is trusted, but a length that is garbage must not be waited for. */
+export const MAX_REPLY_BYTE_LENGTH = 256 * 1024 * 1024;
+/** Clients at one time; one more is closed at once. Each command is one. */
+export const MAX_CLIENT_COUNT = 256;
+/** Requests of one client under way at one time: nothing more is read from it until one has ended. */
+export const MAX_CLIENT_REQUEST_COUNT = 256;
+/** Bytes of answers that a client has not taken: nothing more is read from it until it takes them. */
+export const MAX_CLIENT_REPLY_BYTE_LENGTH = 1024 * 1024;
+/** The log begins anew when it is longer than this at a start; the old one is kept beside it. */
+export const MAX_LOG_BYTE_LENGTH = 1024 * 1024;
+/** How long a stopping daemon waits for requests in flight. */
+export const STOP_TIMEOUT_MILLISECONDS = 5_000;

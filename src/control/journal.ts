@@ -1,0 +1,170 @@
+// The journal of a daemon: opened at its start, when the devices of the daemon before it become lost ones, and what that one
+// left half done is cleared away.
+import { existsSync, renameSync, rmSync, statSync } from 'node:fs';
+import { errnoFromException } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { deleteSame } from '../overlays/drop.ts';
+import { clearFiles } from '../overlays/store-file.ts';
+import type { JournalSink, Json } from './core/host.ts';
+import {
+  DEVICE_PREFIX,
+  type DeviceRecord,
+  INTENT_PREFIX,
+  type IntentRecord,
+  type KeptStore,
+  LOST_PREFIX,
+  newId,
+  STORE_PREFIX,
+  UNLINK_PREFIX,
+} from './core/records.ts';
+import { type JournalV1, readJournalV1 } from './journal-v1.ts';
+import { type Damage, readRecords, RecordFile } from './record-file.ts';
+import type { LostRecord } from './recovery.ts';
+
+export interface JournalFiles {
+  readonly journal: string;
+  /** Of version 0.1, which kept lost devices in a file of their own. */
+  readonly lostJournal: string;
+}
+
+export interface OpenedJournal {
+  readonly journal: Journal;
+  /** Sentences about records that are damaged. */
+  readonly damage: string[];
+}
+
+export class Journal implements JournalSink {
+  readonly #file: RecordFile;
+
+  constructor(file: RecordFile) {
+    this.#file = file;
+  }
+
+  get values(): ReadonlyMap<string, Json> {
+    return this.#file.values;
+  }
+
+  /** Durable when it resolves. */
+  commit(changes: ReadonlyMap<string, Json>): Promise<void> {
+    return this.#file.commit(changes, { durable: true });
+  }
+
+  /** No lost device, no merge, no kept store: nothing that a later daemon would need. */
+  get isEmpty(): boolean {
+    return this.#file.values.size === 0;
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+
+  remove(): void {
+    this.#file.remove();
+  }
+}
+
+/** @throws DmError for a journal of a newer version, a full disk … */
+export function openJournal(files: JournalFiles): OpenedJournal {
+  const damage: string[] = [];
+  const old = [files.lostJournal, files.journal].flatMap((path) => {
+    const state = readJournalV1(path);
+    if (state === null) return [];
+    for (const text of state.damage) damage.push(`${path}: ${text}`);
+    return [{ path, state }];
+  });
+  // Read, and out of the way of the new one, which has everything before the old one goes.
+  const aside = `${files.journal}.0.1`;
+  if (old.some(({ path }) => path === files.journal)) renameSync(files.journal, aside);
+  const { file, state } = RecordFile.open(files.journal);
+  damage.push(...sentencesOf(files.journal, state.damage));
+  const changes = new Map<string, Json>();
+  for (const { state: one } of [...old, ...(old.length === 0 && existsSync(aside) ? [asideState(aside)] : [])]) {
+    importV1(one, changes);
+  }
+  const redo: (() => void)[] = [];
+  for (const [key, value] of file.values) atStart(key, value, changes, redo);
+  for (const step of redo) step();
+  if (changes.size > 0) file.commitNow(changes);
+  for (const { path } of old) if (path !== files.journal) rmSync(path, { force: true });
+  rmSync(aside, { force: true });
+  return { journal: new Journal(file), damage };
+}
+
+function asideState(path: string): { path: string; state: JournalV1 } {
+  return { path, state: readJournalV1(path) ?? { major: 0, devices: [], damage: [] } };
+}
+
+function sentencesOf(path: string, damage: readonly Damage[]): string[] {
+  return damage.map(({ start, end, names }) => {
+    const of = names.length === 0 ? '' : `, of ${names.join(', ')}`;
+    return `${path}: bytes ${start} to ${end} are damaged${of}: what they said is lost`;
+  });
+}
+
+/** What the records of a daemon that is gone mean for the next one. */
+function atStart(key: string, value: Json, changes: Map<string, Json>, redo: (() => void)[]): void {
+  if (key.startsWith(DEVICE_PREFIX)) {
+    changes.set(key, null);
+    const record: LostRecord = { device: value as unknown as DeviceRecord, error: null };
+    changes.set(LOST_PREFIX + key.slice(DEVICE_PREFIX.length), record as unknown as Json);
+  } else if (key.startsWith(INTENT_PREFIX)) {
+    redo.push(() => tryTo(() => clearFiles((value as unknown as IntentRecord).files)));
+    changes.set(key, null);
+  } else if (key.startsWith(UNLINK_PREFIX)) {
+    redo.push(() => tryTo(() => deleteSame(value as never)));
+    changes.set(key, null);
+  } else if (key.startsWith(STORE_PREFIX) && isMissing((value as unknown as KeptStore).path)) {
+    changes.set(key, null);
+  }
+}
+
+/** A file that can't be deleted is left: no device depends on it. */
+function tryTo(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (errnoFromException(error) === 0 && !(error instanceof DmError)) throw error;
+  }
+}
+
+function isMissing(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false }) === undefined;
+}
+
+function importV1(state: JournalV1, changes: Map<string, Json>): void {
+  for (const device of state.devices) {
+    const id = newId();
+    const table = (one: (typeof device)['live']) =>
+      one === null ? null : { readOnly: one.readOnly, text: [one.lines.map(lineText).join('')], lower: [] };
+    const record = {
+      id,
+      name: device.name,
+      uuid: device.uuid,
+      minor: device.minor,
+      suspended: device.suspended,
+      deferredRemove: false,
+      live: table(device.live),
+      inactive: table(device.inactive),
+      major: state.major,
+    };
+    changes.set(LOST_PREFIX + id, { device: record, error: null } as unknown as Json);
+  }
+}
+
+function lineText(line: { sector: number; sectorCount: number; type: string; params: string }): string {
+  return `${line.sector} ${line.sectorCount} ${line.type} ${line.params}\n`;
+}
+
+/** The names of lost devices, for a client that finds no daemon; empty where there are none, or none can be read. */
+export function lostNames(files: JournalFiles): string[] {
+  const names = new Set<string>();
+  for (const path of [files.lostJournal, files.journal]) {
+    for (const { name } of readJournalV1(path)?.devices ?? []) names.add(name);
+  }
+  if (names.size > 0) return [...names].sort();
+  for (const [key, value] of readRecords(files.journal)?.values ?? []) {
+    if (key.startsWith(DEVICE_PREFIX)) names.add((value as unknown as DeviceRecord).name);
+    else if (key.startsWith(LOST_PREFIX)) names.add((value as unknown as LostRecord).device.name);
+  }
+  return [...names].sort();
+}

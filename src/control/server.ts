@@ -1,0 +1,194 @@
+// The daemon's side of the control socket: clients, their requests, and the undoing of requests whose client goes away.
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import type { Transport } from '../block/reactor.ts';
+import { version } from '../block/version.ts';
+import {
+  MAX_CLIENT_COUNT,
+  MAX_CLIENT_REPLY_BYTE_LENGTH,
+  MAX_CLIENT_REQUEST_COUNT,
+  MAX_REQUEST_BYTE_LENGTH,
+  MAX_REQUEST_DEPTH,
+} from './bounds.ts';
+import type { ClientInfo } from './core/host.ts';
+import type { LocalControl } from './local-control.ts';
+import { isRequestName, REQUESTS, type RequestName } from './requests.ts';
+import { type Fields, isCount, isFields } from './schema.ts';
+import type { StatusLine } from './types.ts';
+import {
+  attachTables,
+  encodeError,
+  encodeLines,
+  encodeMessage,
+  type Message,
+  MessageDecoder,
+  PROTOCOL_VERSION,
+  ProtocolError,
+} from './wire.ts';
+
+/** Of a client's command line, for messages. */
+const MAX_COMMAND_LENGTH = 200;
+
+export interface ControlServerOptions {
+  control: LocalControl;
+  /** Told of clients that broke the protocol. */
+  onError?: (error: Error) => void;
+  /** A client came or went. */
+  onClients?: (count: number) => void;
+}
+
+/** Answers clients, wherever their connections come from. */
+export class ControlServer {
+  readonly #options: ControlServerOptions;
+  readonly #clients = new Set<Client>();
+
+  constructor(options: ControlServerOptions) {
+    this.#options = options;
+  }
+
+  get clientCount(): number {
+    return this.#clients.size;
+  }
+
+  /** Serves one client; closes it at once when there are too many. */
+  accept(transport: Transport): void {
+    if (this.#clients.size >= MAX_CLIENT_COUNT) {
+      transport.destroy();
+      return;
+    }
+    const client = new Client(transport, this.#options, () => {
+      this.#clients.delete(client);
+      this.#options.onClients?.(this.#clients.size);
+    });
+    this.#clients.add(client);
+    this.#options.onClients?.(this.#clients.size);
+  }
+
+  /** Sends the answers that are there and closes. */
+  close(): void {
+    for (const client of this.#clients) client.end();
+  }
+
+  /** Closes at once. */
+  destroy(): void {
+    for (const client of this.#clients) client.destroy();
+  }
+}
+
+class Client {
+  readonly #transport: Transport;
+  readonly #options: ControlServerOptions;
+  readonly #decoder = new MessageDecoder({ maxByteLength: MAX_REQUEST_BYTE_LENGTH, maxDepth: MAX_REQUEST_DEPTH });
+  readonly #running = new Map<number, AbortController>();
+  #info: ClientInfo | undefined;
+  #isPaused = false;
+
+  constructor(transport: Transport, options: ControlServerOptions, onGone: () => void) {
+    this.#transport = transport;
+    this.#options = options;
+    transport.setHandler({
+      onData: (chunk) => this.#onData(chunk),
+      onEnd: () => this.#cancelAll(),
+      onDrain: () => this.#checkPause(),
+      onClose: () => {
+        this.#cancelAll();
+        onGone();
+      },
+    });
+    this.#send({ dmkit: { protocol: PROTOCOL_VERSION, version } });
+  }
+
+  end(): void {
+    this.#transport.end();
+  }
+
+  destroy(): void {
+    this.#transport.destroy();
+  }
+
+  #send(message: object, texts: Uint8Array[][] = []): void {
+    this.#transport.send(encodeMessage(message, texts), () => this.#checkPause());
+    this.#checkPause();
+  }
+
+  /** A client that asks and does not listen waits itself. */
+  #checkPause(): void {
+    const isFull =
+      this.#running.size >= MAX_CLIENT_REQUEST_COUNT || this.#transport.pendingByteLength > MAX_CLIENT_REPLY_BYTE_LENGTH;
+    if (isFull === this.#isPaused) return;
+    this.#isPaused = isFull;
+    if (isFull) this.#transport.pause();
+    else this.#transport.resume();
+  }
+
+  #onData(chunk: Uint8Array): void {
+    try {
+      for (const message of this.#decoder.push(chunk)) this.#onMessage(message);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#options.onError?.(error);
+      this.#transport.destroy();
+    }
+  }
+
+  #onMessage({ json, texts }: Message): void {
+    if (!isFields(json)) throw new ProtocolError('a message that is no object');
+    if (isFields(json.hello)) {
+      this.#onHello(json.hello);
+      return;
+    }
+    if (isCount(json.cancel)) {
+      this.#running.get(json.cancel)?.abort();
+      return;
+    }
+    const { id, name, args } = json;
+    if (!isCount(id) || typeof name !== 'string' || !isFields(args)) {
+      throw new ProtocolError('a request without its parts');
+    }
+    if (this.#running.has(id)) throw new ProtocolError(`two requests of number ${id}`);
+    void this.#run(id, name, attachTables(args, texts));
+  }
+
+  #onHello({ protocol, version: theirs, pid, command }: Fields): void {
+    if (protocol !== PROTOCOL_VERSION) {
+      throw new ProtocolError(`a client of dmkit ${String(theirs).slice(0, 32)}, which speaks protocol ${protocol}`);
+    }
+    if (isCount(pid)) this.#info = { pid, command: String(command).slice(0, MAX_COMMAND_LENGTH) };
+  }
+
+  async #run(id: number, name: string, args: Fields): Promise<void> {
+    const controller = new AbortController();
+    this.#running.set(id, controller);
+    this.#checkPause();
+    try {
+      if (!isRequestName(name)) throw new DmError(Errno.EINVAL, `no request is called ${JSON.stringify(name.slice(0, 64))}`);
+      const reply = await this.#options.control.call(name, args as never, {
+        signal: controller.signal,
+        ...(this.#info === undefined ? {} : { client: this.#info }),
+        onProgress: (progress) => this.#send({ id, progress }),
+        onNotice: (notice) => this.#send({ id, notice }),
+      });
+      await this.#answer(id, name, reply);
+    } catch (error) {
+      this.#send({ id, error: encodeError(error) });
+    } finally {
+      this.#running.delete(id);
+      this.#checkPause();
+    }
+  }
+
+  async #answer(id: number, name: RequestName, reply: unknown): Promise<void> {
+    const request = REQUESTS[name];
+    const field = 'linesField' in request ? request.linesField : undefined;
+    const lines = field === undefined ? null : await encodeLines((reply as { lines: StatusLine[] }).lines);
+    if (lines === null) this.#send({ id, reply });
+    else this.#send({ id, reply: { ...(reply as object), lines: { text: 0 } } }, [lines]);
+  }
+
+  /** A command that was interrupted waits no longer: its request is undone, as a signal does in the kernel. */
+  #cancelAll(): void {
+    for (const controller of this.#running.values()) controller.abort();
+    // A client that has closed its half asks for nothing any more, and waits for no answer.
+    this.#transport.end();
+  }
+}

@@ -1,0 +1,298 @@
+// The bytes of the control socket. A message is a length in four bytes, big-endian, then JSON of that length. Where the JSON
+// has `texts`, a list of lengths, so many bytes follow it: tables, which may be long, and which nothing has to take apart
+// before their length is known.
+//
+//   server, once   { "dmkit": { "protocol": 2, "version": "0.2.0" } }
+//   client, once   { "hello": { "protocol": 2, "version": "0.2.0", "pid": 77, "command": "dmkit ls" } }
+//   client         { "id": 1, "name": "info", "args": { "device": { "name": "disk" } } }   or   { "cancel": 1 }
+//                  { "id": 2, "name": "load", "args": { …, "table": { "text": 0 } }, "texts": [ 4096 ] } and 4096 bytes
+//   server         { "id": 1, "reply": … }   or   { "id": 1, "error": { … } }
+//                  { "id": 3, "progress": … }   or   { "id": 3, "notice": "…" }   before the answer of request 3
+import { Errno } from '../block/errno.ts';
+import { DmError, TableError } from '../block/errors.ts';
+import { formatTable, type TableEntry } from '../table/text.ts';
+import { MAX_REPLY_BYTE_LENGTH, MAX_TEXT_BYTE_LENGTH } from './bounds.ts';
+import { type Fields, isFields } from './schema.ts';
+import type { StatusLine } from './types.ts';
+
+/** Goes up when a client and a daemon of different versions would not understand each other. */
+export const PROTOCOL_VERSION = 2;
+
+const LENGTH_BYTE_LENGTH = 4;
+/** Lines of an answer that are printed before others get their turn. */
+const LINE_COUNT = 2048;
+
+export interface Greeting {
+  protocol: number;
+  version: string;
+}
+
+export interface Hello extends Greeting {
+  pid: number;
+  command: string;
+}
+
+/** The peer sent bytes that are no message. */
+export class ProtocolError extends Error {}
+
+/** A message, and the texts behind it. */
+export interface Message {
+  readonly json: unknown;
+  readonly texts: readonly string[];
+}
+
+/** One message as bytes. `texts` are lists of pieces, each list one text. */
+export function encodeMessage(message: object, texts: readonly (readonly Uint8Array[])[] = []): Uint8Array[] {
+  const lengths = texts.map((pieces) => pieces.reduce((sum, { byteLength }) => sum + byteLength, 0));
+  const body = Buffer.from(JSON.stringify(texts.length === 0 ? message : { ...message, texts: lengths }));
+  const length = Buffer.alloc(LENGTH_BYTE_LENGTH);
+  length.writeUInt32BE(body.byteLength);
+  return [length, body, ...texts.flat()];
+}
+
+export interface DecoderBounds {
+  /** Bytes of JSON in one message. */
+  readonly maxByteLength: number;
+  /** Braces inside braces; not looked at unless given. */
+  readonly maxDepth?: number;
+}
+
+/** Bytes to messages, however they were cut on their way. */
+export class MessageDecoder {
+  readonly #bounds: DecoderBounds;
+  #chunks: Uint8Array[] = [];
+  #byteLength = 0;
+  #needed = LENGTH_BYTE_LENGTH;
+  #next: (bytes: Buffer) => Message | null = (bytes) => this.#onLength(bytes);
+
+  constructor(bounds: DecoderBounds = { maxByteLength: MAX_REPLY_BYTE_LENGTH }) {
+    this.#bounds = bounds;
+  }
+
+  /** @throws ProtocolError for a message that is too long or no JSON: the connection is of no use any more */
+  *push(chunk: Uint8Array): Generator<Message> {
+    this.#chunks.push(chunk);
+    this.#byteLength += chunk.byteLength;
+    while (this.#byteLength >= this.#needed) {
+      const message = this.#next(this.#take(this.#needed));
+      if (message !== null) yield message;
+    }
+  }
+
+  #expect(byteLength: number, next: (bytes: Buffer) => Message | null): null {
+    this.#needed = byteLength;
+    this.#next = next;
+    return null;
+  }
+
+  #onLength(bytes: Buffer): null {
+    const byteLength = bytes.readUInt32BE();
+    const { maxByteLength } = this.#bounds;
+    if (byteLength > maxByteLength) {
+      throw new ProtocolError(`a message of ${byteLength} bytes; at most ${maxByteLength} are taken`);
+    }
+    return this.#expect(byteLength, (body) => this.#onBody(body));
+  }
+
+  #onBody(body: Buffer): Message | null {
+    const { maxDepth } = this.#bounds;
+    if (maxDepth !== undefined) checkDepth(body, maxDepth);
+    const json = parse(body);
+    const lengths = isFields(json) && json.texts !== undefined ? checkedLengths(json.texts) : [];
+    const total = lengths.reduce((sum, length) => sum + length, 0);
+    if (total > MAX_TEXT_BYTE_LENGTH) {
+      throw new ProtocolError(`texts of ${total} bytes; at most ${MAX_TEXT_BYTE_LENGTH} are taken`);
+    }
+    if (lengths.length === 0) return this.#done({ json, texts: [] });
+    return this.#expect(total, (bytes) => {
+      let at = 0;
+      const texts = lengths.map((length) => {
+        at += length;
+        return bytes.toString('utf8', at - length, at);
+      });
+      return this.#done({ json, texts });
+    });
+  }
+
+  #done(message: Message): Message {
+    this.#expect(LENGTH_BYTE_LENGTH, (bytes) => this.#onLength(bytes));
+    return message;
+  }
+
+  #take(byteLength: number): Buffer {
+    // Put together once, when all of it is there.
+    const all = this.#chunks.length === 1 ? Buffer.from(this.#chunks[0]!) : Buffer.concat(this.#chunks);
+    const rest = all.subarray(byteLength);
+    this.#chunks = rest.byteLength === 0 ? [] : [rest];
+    this.#byteLength = rest.byteLength;
+    return all.subarray(0, byteLength);
+  }
+}
+
+function checkedLengths(value: unknown): number[] {
+  const isRight =
+    Array.isArray(value) && value.length <= 4096 && value.every((one) => Number.isSafeInteger(one) && one >= 0);
+  if (!isRight) throw new ProtocolError('texts is no list of lengths');
+  return value as number[];
+}
+
+/** Before it is parsed: a megabyte of braces takes the parser half a second. */
+function checkDepth(bytes: Buffer, maxDepth: number): void {
+  let depth = 0;
+  let inString = false;
+  for (let at = 0; at < bytes.byteLength; at++) {
+    const byte = bytes[at]!;
+    if (inString) {
+      if (byte === 0x5c) at++;
+      else if (byte === 0x22) inString = false;
+    } else if (byte === 0x22) inString = true;
+    else if (byte === 0x5b || byte === 0x7b) {
+      if (++depth > maxDepth) throw new ProtocolError(`a message with more than ${maxDepth} braces inside each other`);
+    } else if (byte === 0x5d || byte === 0x7d) depth--;
+  }
+}
+
+function parse(bytes: Buffer): unknown {
+  try {
+    return JSON.parse(bytes.toString());
+  } catch (error) {
+    throw new ProtocolError(`a message that is no JSON: ${(error as Error).message}`);
+  }
+}
+
+// Tables in requests
+
+/** A table in the place of which the JSON says which text it is. */
+interface TextReference {
+  text: number;
+}
+
+const LINE_BREAK = /[\n\r]/;
+
+/** @throws DmError EINVAL for lines that text can't hold */
+function textOf(table: string | readonly TableEntry[]): string {
+  if (typeof table === 'string') return table;
+  for (const { type, params } of table) {
+    if (/\s/.test(type) || type === '' || (LINE_BREAK.test(params) && !/\\[\n\r]/.test(params))) {
+      throw new DmError(Errno.EINVAL, `"${type} ${params}" is no line of a table`);
+    }
+  }
+  return formatTable(table);
+}
+
+/** Takes the tables out of a request's arguments. */
+export function detachTables(args: object): { args: object; texts: Uint8Array[][] } {
+  const texts: Uint8Array[][] = [];
+  const detach = (value: object): object => {
+    const { table, steps } = value as { table?: string | TableEntry[]; steps?: { name: string; args: object }[] };
+    let result = value;
+    if (typeof table === 'string' || Array.isArray(table)) {
+      result = { ...result, table: { text: texts.length } satisfies TextReference };
+      texts.push([Buffer.from(textOf(table))]);
+    }
+    if (Array.isArray(steps)) result = { ...result, steps: steps.map((step) => ({ ...step, args: detach(step.args) })) };
+    return result;
+  };
+  return { args: detach(args), texts };
+}
+
+/** Puts them back. @throws ProtocolError for a text that is not there */
+export function attachTables(args: Fields, texts: readonly string[]): Fields {
+  const { table, steps } = args;
+  let result = args;
+  if (isFields(table)) {
+    const text = texts[table.text as number];
+    if (text === undefined) throw new ProtocolError('a table that did not come');
+    result = { ...result, table: text };
+  }
+  if (Array.isArray(steps)) {
+    const attached = steps.map((step: unknown) =>
+      isFields(step) && isFields(step.args) ? { ...step, args: attachTables(step.args, texts) } : step,
+    );
+    result = { ...result, steps: attached };
+  }
+  return result;
+}
+
+// Lines in answers
+
+/** The lines of an answer as text, made in slices; null where they are few, or one of them has a line break. */
+export async function encodeLines(lines: readonly StatusLine[]): Promise<Uint8Array[] | null> {
+  if (lines.length <= LINE_COUNT) return null;
+  const pieces: Uint8Array[] = [];
+  for (let from = 0; from < lines.length; from += LINE_COUNT) {
+    let text = '';
+    for (const { sector, sectorCount, type, params } of lines.slice(from, from + LINE_COUNT)) {
+      if (LINE_BREAK.test(params)) return null;
+      text += `${sector} ${sectorCount} ${type} ${params}\n`;
+    }
+    pieces.push(Buffer.from(text));
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return pieces;
+}
+
+export function decodeLines(text: string): StatusLine[] {
+  const lines: StatusLine[] = [];
+  for (let start = 0; start < text.length; ) {
+    const end = text.indexOf('\n', start);
+    const [, sector, sectorCount, type, params] = /^(\d+) (\d+) (\S+) (.*)$/.exec(text.slice(start, end))!;
+    lines.push({ sector: Number(sector), sectorCount: Number(sectorCount), type: type!, params: params! });
+    start = end + 1;
+  }
+  return lines;
+}
+
+// Errors
+
+/** An exception on its way. */
+export interface WireError {
+  kind: 'DmError' | 'TableError' | 'Error';
+  errno: number;
+  code: string;
+  message: string;
+  reason?: string;
+  lineIndex?: number;
+  step?: { request: string; major: number; minor: number };
+  stepIndex?: number;
+  causes: string[];
+}
+
+export function encodeError(error: unknown): WireError {
+  const causes: string[] = [];
+  for (let cause = (error as Error).cause; cause instanceof Error; cause = cause.cause) causes.push(cause.message);
+  const message = error instanceof Error ? error.message : String(error);
+  if (!(error instanceof DmError)) return { kind: 'Error', errno: 0, code: '', message, causes };
+  const { errno, code, step, stepIndex } = error;
+  const common = {
+    errno,
+    code,
+    message,
+    causes,
+    ...(step === undefined ? {} : { step }),
+    ...(stepIndex === undefined ? {} : { stepIndex }),
+  };
+  if (!(error instanceof TableError)) return { kind: 'DmError', ...common };
+  return { kind: 'TableError', ...common, reason: error.reason, lineIndex: error.lineIndex };
+}
+
+/** The same exception again, causes and all. */
+export function decodeError(wire: WireError): Error {
+  const error = decodedError(wire);
+  if (error instanceof DmError) {
+    if (wire.step !== undefined) error.step = wire.step;
+    if (wire.stepIndex !== undefined) error.stepIndex = wire.stepIndex;
+  }
+  let at = error;
+  for (const text of wire.causes) {
+    at.cause = new Error(text);
+    at = at.cause as Error;
+  }
+  return error;
+}
+
+function decodedError({ kind, errno, message, code, reason, lineIndex }: WireError): Error {
+  if (kind === 'TableError') return new TableError(errno, reason ?? message, lineIndex ?? -1);
+  if (kind === 'DmError') return new DmError(errno, message, code);
+  return new Error(`the daemon failed: ${message}`);
+}

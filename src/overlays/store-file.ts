@@ -1,0 +1,105 @@
+// A new store's file: made under another name, whole, and then linked to its own, so that no moment shows half of it.
+import fs from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
+import { INTENT_PREFIX, newId } from '../control/core/records.ts';
+import type { JournalSink } from '../control/core/host.ts';
+import type { Transaction } from '../control/core/transaction.ts';
+import { writeAll } from '../files/replace-file.ts';
+import { makeStoreHeader, type StoreMark } from '../targets/snapshot/mark.ts';
+import type { OverlayPlan } from './options.ts';
+
+const FILE_MODE = 0o600;
+
+export function fileFailure(path: string, error: unknown): DmError {
+  const errno = errnoFromException(error);
+  return new DmError(errno, `${path}: ${errnoMessage(errno)}`);
+}
+
+/** One or more files on their way; the intent in the journal lets the next start clear away the rest of a crash. */
+export class NewFiles {
+  readonly #transaction: Transaction;
+  readonly #journal: JournalSink | null;
+  readonly #key = INTENT_PREFIX + newId();
+  readonly #files: { temporary: string; path: string }[] = [];
+
+  constructor(transaction: Transaction, journal: JournalSink | null) {
+    this.#transaction = transaction;
+    this.#journal = journal;
+  }
+
+  /** Makes the files of all plans that need one. @throws DmError EEXIST, ENOSPC … */
+  async make(plans: readonly { plan: OverlayPlan; mark: StoreMark | null }[]): Promise<void> {
+    const wanted = plans.filter(({ plan }) => plan.makesCow);
+    for (const { plan } of wanted) {
+      const temporary = join(dirname(plan.cow), `.${basename(plan.cow).slice(0, 200)}.dmkit-${newId()}`);
+      this.#files.push({ temporary, path: plan.cow });
+    }
+    if (wanted.length === 0) return;
+    await this.#journal?.commit(new Map([[this.#key, { files: this.#files }]]));
+    if (this.#journal !== null) this.#transaction.keys.set(this.#key, null);
+    this.#transaction.onUndo(() => this.#clear());
+    this.#transaction.onFinish(() => {
+      for (const { temporary } of this.#files) fs.rmSync(temporary, { force: true });
+    });
+    for (const [index, { plan, mark }] of wanted.entries()) makeStoreFile(this.#files[index]!, plan, mark);
+  }
+
+  async #clear(): Promise<void> {
+    clearFiles(this.#files);
+    await this.#journal?.commit(new Map([[this.#key, null]])).catch(() => {});
+  }
+}
+
+/** Takes away files of an operation that did not come to its end, and no other files that have their names. */
+export function clearFiles(files: readonly { temporary: string; path: string }[]): void {
+  for (const { temporary, path } of files) {
+    try {
+      const made = fs.statSync(temporary, { bigint: true });
+      const there = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+      if (there !== undefined && there.dev === made.dev && there.ino === made.ino) fs.unlinkSync(path);
+      fs.unlinkSync(temporary);
+    } catch (error) {
+      if (errnoFromException(error) !== Errno.ENOENT) throw error;
+    }
+  }
+}
+
+function makeStoreFile(
+  { temporary, path }: { temporary: string; path: string },
+  plan: OverlayPlan,
+  mark: StoreMark | null,
+): void {
+  try {
+    writeStore(temporary, plan, mark);
+    try {
+      fs.linkSync(temporary, path);
+    } catch (error) {
+      const errno = errnoFromException(error);
+      const lacksLinks = errno === Errno.EPERM || errno === Errno.EOPNOTSUPP;
+      if (!lacksLinks) throw error;
+      writeStore(path, plan, mark);
+    }
+  } catch (error) {
+    const errno = errnoFromException(error);
+    throw errno === Errno.EEXIST ? new DmError(errno, `${path} is there already`) : fileFailure(path, error);
+  }
+}
+
+function writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPlan, mark: StoreMark | null): void {
+  const fd = fs.openSync(path, 'wx', FILE_MODE);
+  try {
+    fs.ftruncateSync(fd, cowByteLength);
+    // A transient store has no header.
+    if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE));
+    // A crash of the machine must not leave the journal with an overlay whose store is not there.
+    fs.fsyncSync(fd);
+  } catch (error) {
+    fs.unlinkSync(path);
+    throw error;
+  } finally {
+    fs.closeSync(fd);
+  }
+}
