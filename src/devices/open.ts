@@ -126,12 +126,13 @@ function findByNumber(argument: string): Found {
  * Opens what was found. Writing takes a lock: an OFD lock on a file, O_EXCL on a block device. Reading takes none: an
  * image may be read by others while it is written, as the kernel allows.
  *
+ * @param openFd a descriptor of it in this registry: it is opened through that, with a lock of its own, and by its path
+ *   only where there is no /proc
  * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
  */
-export function openFound(engines: EngineSet, found: Found, readOnly: boolean): Opened {
+export function openFound(engines: EngineSet, found: Found, readOnly: boolean, openFd: number | null = null): Opened {
   const { O_RDONLY, O_RDWR, O_EXCL, O_DIRECT } = fs.constants;
   const isHeld = found.heldFd !== undefined;
-  const path = isHeld ? `/proc/self/fd/${found.heldFd}` : found.path;
   const exclusive = found.kind === 'block' && !isHeld ? O_EXCL : 0;
   // The engine is asked for first: one that can't be had is no reason to touch the file.
   const libc = engines.libc;
@@ -144,7 +145,8 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean): 
   }
   let fd: number;
   try {
-    fd = fs.openSync(path, (readOnly ? O_RDONLY : O_RDWR | exclusive) | (direct ? O_DIRECT : 0));
+    const flags = (readOnly ? O_RDONLY : O_RDWR | exclusive) | (direct ? O_DIRECT : 0);
+    fd = openThrough(openFd ?? found.heldFd ?? null, isHeld ? null : found.path, flags);
   } catch (error) {
     throw openFailure(found, readOnly, errnoFromException(error));
   }
@@ -158,6 +160,17 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean): 
   } catch (error) {
     fs.closeSync(fd);
     throw error;
+  }
+}
+
+/** By a descriptor's link in /proc; by the path where there is no such descriptor, or no /proc. */
+function openThrough(openFd: number | null, path: string | null, flags: number): number {
+  if (openFd === null) return fs.openSync(path!, flags);
+  try {
+    return fs.openSync(`/proc/self/fd/${openFd}`, flags);
+  } catch (error) {
+    if (path === null || errnoFromException(error) !== Errno.ENOENT) throw error;
+    return fs.openSync(path, flags);
   }
 }
 

@@ -127,6 +127,19 @@ export class DeviceRegistry implements DeviceResolver {
     return count(entry, readOnly);
   }
 
+  /**
+   * Counts one more user of a device that is open or registered here. No path is looked up: it is that device, also where
+   * its file was moved, replaced or deleted meanwhile.
+   *
+   * @throws DmError EINVAL for a device that is not open here; for one that becomes writable by this, as {@link open}
+   */
+  openAgain(device: BlockDevice, readOnly: boolean): BlockDevice {
+    const entry = this.#byDevice.get(device);
+    if (entry === undefined) throw new DmError(Errno.EINVAL, `${device.name} is not open here`);
+    if (entry.opened !== null && !readOnly && entry.writerCount === 0) this.#makeWritable(entry);
+    return count(entry, readOnly);
+  }
+
   #find(argument: string): Found {
     if (this.#heldFiles === null) return findDevice(argument, resolve(this.#baseFolder ?? '.'));
     const held = this.#heldFiles.get(argument);
@@ -270,7 +283,7 @@ export class DeviceRegistry implements DeviceResolver {
   #makeWritable(entry: Entry): void {
     const { device, found } = entry.opened!;
     if (device instanceof HostBlockDevice && device.writeProtected) return;
-    const { file, locked } = this.#openFile(found, false);
+    const { file, locked } = this.#openFile(found, false, device.descriptor);
     device.replaceFile(file, false);
     entry.locked = locked;
     const { libc } = this.engines;
@@ -282,11 +295,11 @@ export class DeviceRegistry implements DeviceResolver {
     const { device, found } = entry.opened!;
     if (device.readOnly) return;
     try {
-      const { file } = this.#openFile(found, true);
+      const { file } = this.#openFile(found, true, device.descriptor);
       this.#noteEnding(found.key, { file: device.replaceFile(file, true), locked: entry.locked });
       entry.locked = false;
     } catch {
-      // The path leads elsewhere by now, or may not be read any more. Readers go on with what is open.
+      // It may not be read any more. Readers go on with what is open.
     }
   }
 
@@ -299,11 +312,12 @@ export class DeviceRegistry implements DeviceResolver {
     if (!readOnly) this.#noteEnding(found.key, { file, locked: entry.locked });
   }
 
-  #openFile(found: Found, readOnly: boolean): Opened {
+  /** @param openFd where it is open already: it is opened through that, whatever the path leads to by now */
+  #openFile(found: Found, readOnly: boolean, openFd: number | null = null): Opened {
     const ending = readOnly ? undefined : this.#ending.get(found.key);
     const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
     if (!fits || !ending.file.engine.reopen(ending.file)) {
-      return openFound(this.engines, found, readOnly);
+      return openFound(this.engines, found, readOnly, openFd);
     }
     this.#ending.delete(found.key);
     ending.file.path = found.path;
