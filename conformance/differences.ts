@@ -201,6 +201,13 @@ export const differences: readonly Difference[] = [
     match: null,
   },
   {
+    id: 'file of a mounted loop device',
+    here: 'an image file is not opened for writing while a loop device over it is mounted or has another exclusive user',
+    kernel: 'a second loop device over the file can be made and written to, and the file system is damaged',
+    why: 'the mounted file system keeps copies of its own, and does not learn of the other writes',
+    match: null,
+  },
+  {
     id: 'one flush a device',
     here: 'one flush for each lower device',
     kernel: 'one for each line and stripe',

@@ -1,11 +1,11 @@
 // One writer for one file: the lock, and who has it when it can't be had.
 import fs from 'node:fs';
 import { endianness } from 'node:os';
-import { basename } from 'node:path';
 import { Errno, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Libc } from '../engine/index.ts';
 import { formatDeviceNumber } from './block.ts';
+import { describeProcess, findProcess, textOf } from './usage.ts';
 
 const F_OFD_SETLK = 37;
 const F_WRLCK = 1;
@@ -62,72 +62,10 @@ function isOther(pidText: string, fdText: string, fd: number): boolean {
   return Number(pidText) !== process.pid || Number(fdText) !== fd;
 }
 
-/** Who uses a block device exclusively: a mount, swap, a device on top of it, a process; null where nothing is found. */
-export function holderOfBlockDevice(rdev: bigint): string | null {
-  const number = formatDeviceNumber(rdev);
-  for (const line of textOf('/proc/self/mountinfo').split('\n')) {
-    const words = line.split(' ');
-    if (words[2] === number) return `the file system mounted at ${words[4]}`;
-  }
-  const holders = namesIn(`/sys/dev/block/${number}/holders`);
-  if (holders.length > 0) return `the block device ${holders.join(', ')} on top of it`;
-  for (const line of textOf('/proc/swaps').split('\n').slice(1)) {
-    const path = line.split(/\s+/)[0]!;
-    if (path !== '' && rdevOf(path) === rdev) return 'swap';
-  }
-  return findProcess((pidText, fdText) => rdevOf(`/proc/${pidText}/fd/${fdText}`) === rdev);
-}
-
-/** The first process with a descriptor that `matches`. Only what this user may look at is seen. */
-function findProcess(matches: (pid: string, fd: string) => boolean): string | null {
-  for (const pid of namesIn('/proc')) {
-    if (!/^\d+$/.test(pid)) continue;
-    for (const fd of namesIn(`/proc/${pid}/fd`)) if (matches(pid, fd)) return describeProcess(Number(pid));
-  }
-  return null;
-}
-
-function describeProcess(pid: number): string {
-  const itself = pid === process.pid ? ', which is this one' : '';
-  return `process ${pid} (${programOf(pid)})${itself}`;
-}
-
-/** `qemu-system-x86_64`, `node server.js`: enough to recognise it, and none of its options. */
-function programOf(pid: number): string {
-  const [program = '', script = ''] = textOf(`/proc/${pid}/cmdline`).split('\0');
-  if (program === '') return textOf(`/proc/${pid}/comm`).trim() || 'its name can not be read';
-  return script === '' || script.startsWith('-') ? basename(program) : `${basename(program)} ${basename(script)}`;
-}
-
 /** As /proc/locks prints it: both numbers in hexadecimal, two digits at least. */
 function hexDeviceNumber(dev: bigint): string {
   return formatDeviceNumber(dev)
     .split(':')
     .map((part) => Number(part).toString(16).padStart(2, '0'))
     .join(':');
-}
-
-function rdevOf(path: string): bigint | null {
-  try {
-    const stat = fs.statSync(path, { bigint: true });
-    return stat.isBlockDevice() ? stat.rdev : null;
-  } catch {
-    return null;
-  }
-}
-
-function textOf(path: string): string {
-  try {
-    return fs.readFileSync(path, 'utf8');
-  } catch {
-    return '';
-  }
-}
-
-function namesIn(path: string): string[] {
-  try {
-    return fs.readdirSync(path);
-  } catch {
-    return [];
-  }
 }

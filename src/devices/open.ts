@@ -5,7 +5,8 @@ import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { directIoOf, type EngineFile, type EngineSet, type FileKind } from '../engine/index.ts';
 import { formatDeviceNumber } from './block.ts';
-import { holderOfBlockDevice, lockForWriting } from './lock.ts';
+import { lockForWriting } from './lock.ts';
+import { holderOfBlockDevice, loopUseOf } from './usage.ts';
 
 /** What a path leads to: the same for every path to the same file or device. */
 export interface Found {
@@ -122,15 +123,23 @@ function findByNumber(argument: string): Found {
   throw new DmError(Errno.ENXIO, `${argument}: ${why}`);
 }
 
+export interface HowToOpen {
+  /**
+   * A descriptor of it in this registry: it is opened through that, with a lock of its own, and by its path only where
+   * there is no /proc.
+   */
+  readonly openFd?: number | undefined;
+  /** Writes may go to a file behind a loop device that is in use. */
+  readonly allowMounted?: boolean;
+}
+
 /**
  * Opens what was found. Writing takes a lock: an OFD lock on a file, O_EXCL on a block device. Reading takes none: an
  * image may be read by others while it is written, as the kernel allows.
  *
- * @param openFd a descriptor of it in this registry: it is opened through that, with a lock of its own, and by its path
- *   only where there is no /proc
  * @throws DmError EACCES, EROFS, EBUSY (with the holder's name), ENODEV when it was replaced meanwhile …
  */
-export function openFound(engines: EngineSet, found: Found, readOnly: boolean, openFd: number | null = null): Opened {
+export function openFound(engines: EngineSet, found: Found, readOnly: boolean, how: HowToOpen = {}): Opened {
   const { O_RDONLY, O_RDWR, O_EXCL, O_DIRECT } = fs.constants;
   const isHeld = found.heldFd !== undefined;
   const exclusive = found.kind === 'block' && !isHeld ? O_EXCL : 0;
@@ -146,13 +155,14 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean, o
   let fd: number;
   try {
     const flags = (readOnly ? O_RDONLY : O_RDWR | exclusive) | (direct ? O_DIRECT : 0);
-    fd = openThrough(openFd ?? found.heldFd ?? null, isHeld ? null : found.path, flags);
+    fd = openThrough(how.openFd ?? found.heldFd ?? null, isHeld ? null : found.path, flags);
   } catch (error) {
     throw openFailure(found, readOnly, errnoFromException(error));
   }
   try {
     const isSame = describe(found.path, fs.fstatSync(fd, { bigint: true })).key === found.key;
     if (!isSame) throw new DmError(Errno.ENODEV, `${found.path} was replaced while it was opened; try again`);
+    if (!readOnly && !isHeld && found.kind === 'file' && how.allowMounted !== true) checkLoopUse(fd, found.path);
     let locked = !readOnly && (found.kind === 'block' || isHeld);
     if (!readOnly && !locked && libc !== null) locked = lockForWriting(libc, fd, found.path);
     const directIo = direct && libc !== null ? directIoOf(libc, fd) : null;
@@ -161,6 +171,17 @@ export function openFound(engines: EngineSet, found: Found, readOnly: boolean, o
     fs.closeSync(fd);
     throw error;
   }
+}
+
+/** A file system that is mounted from the file through a loop device does not notice another writer, and is damaged. */
+function checkLoopUse(fd: number, path: string): void {
+  const use = loopUseOf(fd);
+  if (use === null) return;
+  throw new DmError(
+    Errno.EBUSY,
+    `${path} is the file behind ${use}; a second writer would damage it. Stop that first, or open ${path} read-only, or ` +
+      'insist with DMKIT_ALLOW_MOUNTED=1 in the environment.',
+  );
 }
 
 /** By a descriptor's link in /proc; by the path where there is no such descriptor, or no /proc. */

@@ -24,6 +24,11 @@ export interface DeviceRegistryOptions {
   /** Which files and block devices are opened around the page cache; 'auto' unless given. */
   directIo?: DirectIoChoice;
   /**
+   * Files may be opened for writing though a loop device over them is mounted or otherwise in use: where
+   * DMKIT_ALLOW_MOUNTED is 1, unless given.
+   */
+  allowMounted?: boolean;
+  /**
    * What another thread of this process has open, from its {@link DeviceRegistry.heldFile}, to be found by the names that
    * tables print. Nothing else can be opened then, and no path is looked up.
    */
@@ -74,6 +79,7 @@ export class DeviceRegistry implements DeviceResolver {
   readonly engines: EngineSet;
   readonly #baseFolder: string | undefined;
   readonly #directIo: DirectIoChoice;
+  readonly #allowMounted: boolean;
   readonly #heldFiles: ReadonlyMap<string, HeldFile> | null;
   readonly #registered = new Map<string, Entry>();
   readonly #byKey = new Map<string, Entry>();
@@ -91,6 +97,7 @@ export class DeviceRegistry implements DeviceResolver {
     else this.engines = new EngineSet(engine === undefined ? { reactor } : { reactor, engine });
     this.#baseFolder = baseFolder;
     this.#directIo = options.directIo ?? 'auto';
+    this.#allowMounted = options.allowMounted ?? process.env.DMKIT_ALLOW_MOUNTED === '1';
     const { heldFiles } = options;
     this.#heldFiles = heldFiles === undefined ? null : new Map(heldFiles.map((held) => [held.name, held]));
   }
@@ -313,11 +320,11 @@ export class DeviceRegistry implements DeviceResolver {
   }
 
   /** @param openFd where it is open already: it is opened through that, whatever the path leads to by now */
-  #openFile(found: Found, readOnly: boolean, openFd: number | null = null): Opened {
+  #openFile(found: Found, readOnly: boolean, openFd?: number): Opened {
     const ending = readOnly ? undefined : this.#ending.get(found.key);
     const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
     if (!fits || !ending.file.engine.reopen(ending.file)) {
-      return openFound(this.engines, found, readOnly, openFd);
+      return openFound(this.engines, found, readOnly, { allowMounted: this.#allowMounted, openFd });
     }
     this.#ending.delete(found.key);
     ending.file.path = found.path;
