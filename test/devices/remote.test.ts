@@ -6,6 +6,7 @@ import { basename, dirname, join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import type { Transport } from '../../src/block/reactor.ts';
+import { compareIdentities, identifyPath } from '../../src/devices/index.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { NbdDevice } from '../../src/devices/nbd.ts';
 import { attachNbd } from '../../src/nbd/index.ts';
@@ -63,6 +64,17 @@ describe('an NBD URI in a table', () => {
     expect(namesOf(dm)).toEqual([server.uri]);
     await attached.close();
     expect(namesOf(dm)).toEqual([]);
+  });
+
+  it('has an identity by the name and size of its export', async () => {
+    const server = await serve();
+    const dm = mapper({ baseFolder: dirname(server.socket) });
+    await dm.create('d', `0 8 linear ${server.uri} 0`);
+    const identity = dm.devices.identity(dm.devices.registered(server.uri)!)!;
+    expect(identity).toEqual({ kind: 'nbd', uri: server.uri, exportName: 'disk', byteLength: SECTOR_COUNT * 512 });
+    const named = identifyPath(`nbd+unix:///%64isk?socket=${basename(server.socket)}`, dirname(server.socket));
+    expect(named).toEqual({ ...identity, byteLength: 0 });
+    expect(compareIdentities(identity, named)).toBeNull();
   });
 
   it('that is reloaded is not connected anew', async () => {
