@@ -43,6 +43,7 @@ const PROGRAMS = {
   fusermount3: 'fuse3',
   losetup: 'util-linux',
   unshare: 'util-linux',
+  strace: 'strace',
 } as const;
 
 /** What the kernel must allow, with how to get it. */
