@@ -113,7 +113,10 @@ export interface TargetType<Context = unknown> {
   readonly alwaysWriteable?: boolean;
   /** Once in a live table, only a table of the same type may replace it. */
   readonly immutable?: boolean;
-  /** Where data goes follows from the table alone: the same line may be live in several threads at once. */
+  /**
+   * Where data goes follows from the table alone: the same line may be live in several threads at once. Its limits follow
+   * from the line and its devices' limits alone: they are not asked for again while those stay as they are.
+   */
   readonly stateless?: boolean;
 
   /** Reads the arguments, opens devices, sets the capabilities. @throws TargetError */

@@ -353,7 +353,7 @@ export class MappedDevice implements RequestOwner {
 
   /** Shuts the gate and waits. @returns undoes it, where it still waits */
   #quiesce(noflush: boolean, idle: () => void): () => void {
-    const targets = this.#live?.targets ?? [];
+    const targets = this.#live?.hookedTargets ?? [];
     this.#noflush = noflush;
     for (const target of targets) target.type.presuspend?.(target);
     const stopWaiting = this.#gate.shut(() => {
@@ -398,7 +398,7 @@ export class MappedDevice implements RequestOwner {
       return error as DmError;
     }
     this.#live = next;
-    this.#obstacleTargets = next.targets.filter((target) => target.type.syncObstacle !== undefined);
+    this.#obstacleTargets = next.hookedTargets.filter((target) => target.type.syncObstacle !== undefined);
     this.limits = limits;
     this.sectorCount = next.sectorCount;
     this.readOnly = next.readOnly;
@@ -406,7 +406,7 @@ export class MappedDevice implements RequestOwner {
   }
 
   #wakeUp(): DmError | null {
-    const targets = this.#live?.targets ?? [];
+    const targets = this.#live?.hookedTargets ?? [];
     try {
       for (const target of targets) target.type.preresume?.(target);
     } catch (error) {

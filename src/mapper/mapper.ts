@@ -4,7 +4,8 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
-import { buildTable, type Table } from '../table/table.ts';
+import { buildTable } from '../table/builder.ts';
+import type { Table } from '../table/table.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { MappedDevice, type StateChange, type SuspendOptions } from './mapped-device.ts';
 

@@ -4,8 +4,10 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { TableError } from '../block/errors.ts';
 import { defaultLimits, type QueueLimits, stackLimits, UNLIMITED_SECTOR_COUNT } from '../block/limits.ts';
-import { SECTOR_SHIFT } from '../block/sector.ts';
+import { SECTOR_SHIFT, SECTOR_SIZE } from '../block/sector.ts';
 import type { AnyTarget } from '../block/target.ts';
+import { DeviceFacts, KnownLimits } from './known-limits.ts';
+import { beginsStep, runSteps, type Steps } from './steps.ts';
 import type { Table } from './table.ts';
 
 /** `value mod powerOfTwo` for a sector of any size. */
@@ -46,55 +48,115 @@ function checkArea(
   }
 }
 
-/** Which of the optional operations every line supports. */
-interface Support {
-  discard: boolean;
-  maxDiscardSectorCount: number;
-  writeZeroes: boolean;
-  maxWriteZeroesSectorCount: number;
-  hasWriteCache: boolean;
-  hasFua: boolean;
+const DEFAULTS: Readonly<QueueLimits> = defaultLimits();
+
+/** Member by member: Object.assign takes several times as long, and there may be a million lines. */
+function setDefaults(limits: QueueLimits): void {
+  limits.logicalBlockSize = DEFAULTS.logicalBlockSize;
+  limits.physicalBlockSize = DEFAULTS.physicalBlockSize;
+  limits.ioMin = DEFAULTS.ioMin;
+  limits.ioOpt = DEFAULTS.ioOpt;
+  limits.maxDiscardSectorCount = DEFAULTS.maxDiscardSectorCount;
+  limits.discardGranularity = DEFAULTS.discardGranularity;
+  limits.maxWriteZeroesSectorCount = DEFAULTS.maxWriteZeroesSectorCount;
+  limits.hasWriteCache = DEFAULTS.hasWriteCache;
+  limits.hasFua = DEFAULTS.hasFua;
 }
 
-function addSupport(support: Support, target: AnyTarget): void {
-  // A line without devices supports only what it says it does itself.
-  let devicesDiscard = target.type.iterateDevices !== undefined;
-  let devicesZero = devicesDiscard;
-  let cache = false;
-  let fua = false;
-  target.type.iterateDevices?.(target, (device) => {
-    const limits = device.limits;
-    devicesDiscard &&= limits.maxDiscardSectorCount > 0;
-    devicesZero &&= limits.maxWriteZeroesSectorCount > 0;
-    cache ||= limits.hasWriteCache;
-    fua ||= limits.hasFua;
-    if (devicesDiscard && !target.discardsSupported) {
-      support.maxDiscardSectorCount = Math.min(support.maxDiscardSectorCount, limits.maxDiscardSectorCount);
+/** A table's limits, one line after another. Nothing is allocated for a line: a table may have a million. */
+class LimitsCalculation {
+  readonly #limits = defaultLimits();
+  readonly #blockSizes: Uint32Array;
+  // Which of the optional operations every line supports.
+  #discards = true;
+  #maxDiscardSectorCount = UNLIMITED_SECTOR_COUNT;
+  #writesZeroes = true;
+  #maxWriteZeroesSectorCount = UNLIMITED_SECTOR_COUNT;
+  #hasWriteCache = false;
+  #hasFua = false;
+  // The line that is being added: its limits alone, and what its devices support.
+  readonly #own = defaultLimits();
+  #index = 0;
+  #devicesDiscard = false;
+  #devicesZero = false;
+  #devicesCache = false;
+  #devicesFua = false;
+  #discardBound = UNLIMITED_SECTOR_COUNT;
+
+  constructor(lineCount: number) {
+    this.#blockSizes = new Uint32Array(lineCount);
+  }
+
+  /** @throws TableError where a range of a device does not fit */
+  add(target: AnyTarget, index: number): void {
+    const { type } = target;
+    this.#index = index;
+    setDefaults(this.#own);
+    type.iterateDevices?.(target, this.#stack);
+    type.ioHints?.(target, this.#own);
+    this.#blockSizes[index] = this.#own.logicalBlockSize;
+    type.iterateDevices?.(target, this.#check);
+    stackLimits(this.#limits, this.#own);
+    this.#addSupport(target);
+  }
+
+  readonly #stack = (device: BlockDevice): void => stackLimits(this.#own, device.limits);
+
+  readonly #check = (device: BlockDevice, sector: number, sectorCount: number): void =>
+    checkArea(this.#index, this.#own.logicalBlockSize, device, sector, sectorCount);
+
+  #addSupport(target: AnyTarget): void {
+    // A line without devices supports only what it says it does itself.
+    const hasDevices = target.type.iterateDevices !== undefined;
+    this.#devicesDiscard = hasDevices;
+    this.#devicesZero = hasDevices;
+    this.#devicesCache = false;
+    this.#devicesFua = false;
+    this.#discardBound = UNLIMITED_SECTOR_COUNT;
+    target.type.iterateDevices?.(target, this.#support);
+    if (!target.discardsSupported) {
+      this.#maxDiscardSectorCount = Math.min(this.#maxDiscardSectorCount, this.#discardBound);
     }
-    support.maxWriteZeroesSectorCount = Math.min(support.maxWriteZeroesSectorCount, limits.maxWriteZeroesSectorCount);
-  });
-  support.discard &&= target.discardBioCount > 0 && (target.discardsSupported || devicesDiscard);
-  support.writeZeroes &&= target.writeZeroesBioCount > 0 && devicesZero;
-  if (target.flushBioCount > 0) {
-    support.hasWriteCache ||= target.flushSupported || cache;
-    support.hasFua ||= fua;
+    this.#discards &&= target.discardBioCount > 0 && (target.discardsSupported || this.#devicesDiscard);
+    this.#writesZeroes &&= target.writeZeroesBioCount > 0 && this.#devicesZero;
+    if (target.flushBioCount > 0) {
+      this.#hasWriteCache ||= target.flushSupported || this.#devicesCache;
+      this.#hasFua ||= this.#devicesFua;
+    }
+  }
+
+  readonly #support = (device: BlockDevice): void => {
+    const limits = device.limits;
+    this.#devicesDiscard &&= limits.maxDiscardSectorCount > 0;
+    this.#devicesZero &&= limits.maxWriteZeroesSectorCount > 0;
+    this.#devicesCache ||= limits.hasWriteCache;
+    this.#devicesFua ||= limits.hasFua;
+    if (this.#devicesDiscard) this.#discardBound = Math.min(this.#discardBound, limits.maxDiscardSectorCount);
+    this.#maxWriteZeroesSectorCount = Math.min(this.#maxWriteZeroesSectorCount, limits.maxWriteZeroesSectorCount);
+  };
+
+  /** @throws TableError where a boundary between two lines cuts a block */
+  *finish(targets: readonly AnyTarget[]): Steps<QueueLimits> {
+    const limits = this.#limits;
+    // No boundary can cut a block of one sector.
+    if (limits.logicalBlockSize > SECTOR_SIZE) {
+      yield* checkBoundaries(targets, this.#blockSizes, limits.logicalBlockSize);
+    }
+    limits.maxDiscardSectorCount = this.#discards ? this.#maxDiscardSectorCount : 0;
+    limits.maxWriteZeroesSectorCount = this.#writesZeroes ? this.#maxWriteZeroesSectorCount : 0;
+    limits.hasWriteCache = this.#hasWriteCache;
+    limits.hasFua = this.#hasFua;
+    return limits;
   }
 }
 
-/** The limits of one target alone, before they are folded into the table's. */
-function targetLimits(target: AnyTarget): QueueLimits {
-  const limits = defaultLimits();
-  target.type.iterateDevices?.(target, (device) => stackLimits(limits, device.limits));
-  target.type.ioHints?.(target, limits);
-  return limits;
-}
-
 /** Each boundary that cuts a block of the whole device's size must suit the target behind it. */
-function checkBoundaries(targets: readonly AnyTarget[], blockSizes: Uint32Array, logicalBlockSize: number): void {
+function* checkBoundaries(targets: readonly AnyTarget[], blockSizes: Uint32Array, logicalBlockSize: number): Steps {
   const deviceBlockSectorCount = logicalBlockSize >> SECTOR_SHIFT;
   let remaining = 0;
   let index = 0;
   for (; index < targets.length; index++) {
+    if (beginsStep(index)) yield;
     const target = targets[index]!;
     const targetBlockSectorCount = blockSizes[index]! >> SECTOR_SHIFT;
     if (remaining < target.sectorCount && remainder(remaining, targetBlockSectorCount) !== 0) break;
@@ -111,34 +173,32 @@ function checkBoundaries(targets: readonly AnyTarget[], blockSizes: Uint32Array,
 }
 
 /**
- * The limits of the device that `table` makes.
+ * {@link calculateLimits} in steps.
+ *
+ * @throws what calculateLimits throws
+ */
+export function* limitSteps(table: Table): Steps<QueueLimits> {
+  const known = table.knownLimits?.whileUnchanged() ?? null;
+  if (known !== null) return known;
+  const { targets } = table;
+  const facts = new DeviceFacts(table.devices);
+  const calculation = new LimitsCalculation(targets.length);
+  for (let index = 0; index < targets.length; index++) {
+    if (beginsStep(index)) yield;
+    calculation.add(targets[index]!, index);
+  }
+  const limits = yield* calculation.finish(targets);
+  // A device that changed between two steps makes it useless for later: kept, it is found out of date then.
+  if (table.isStateless) table.knownLimits = new KnownLimits(limits, facts);
+  return limits;
+}
+
+/**
+ * The limits of the device that `table` makes. Where they are known from an earlier call, and no device of the table has
+ * changed its limits or its size since, no line is looked at again.
  *
  * @throws TableError EINVAL with the kernel's words where a line does not fit its devices
  */
 export function calculateLimits(table: Table): QueueLimits {
-  const limits = defaultLimits();
-  const blockSizes = new Uint32Array(table.targets.length);
-  const support: Support = {
-    discard: true,
-    maxDiscardSectorCount: UNLIMITED_SECTOR_COUNT,
-    writeZeroes: true,
-    maxWriteZeroesSectorCount: UNLIMITED_SECTOR_COUNT,
-    hasWriteCache: false,
-    hasFua: false,
-  };
-  table.targets.forEach((target, index) => {
-    const own = targetLimits(target);
-    blockSizes[index] = own.logicalBlockSize;
-    target.type.iterateDevices?.(target, (device, sector, sectorCount) =>
-      checkArea(index, own.logicalBlockSize, device, sector, sectorCount),
-    );
-    stackLimits(limits, own);
-    addSupport(support, target);
-  });
-  checkBoundaries(table.targets, blockSizes, limits.logicalBlockSize);
-  limits.maxDiscardSectorCount = support.discard ? support.maxDiscardSectorCount : 0;
-  limits.maxWriteZeroesSectorCount = support.writeZeroes ? support.maxWriteZeroesSectorCount : 0;
-  limits.hasWriteCache = support.hasWriteCache;
-  limits.hasFua = support.hasFua;
-  return limits;
+  return runSteps(limitSteps(table));
 }

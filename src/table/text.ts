@@ -3,6 +3,7 @@
 // written with a backslash before it (through dmsetup such a path cannot be written at all).
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { beginsStep, runSteps, type Steps } from './steps.ts';
 
 /** One line of a table as text gives it: nothing is checked but the form. */
 export interface TableEntry {
@@ -22,6 +23,7 @@ const BLANK_OR_COMMENT = /^[ \t\v\f\r]*(?:#|$)/;
 const TRAILING_BLANKS = /[ \t\v\f\r]+$/;
 const NEEDS_ESCAPE = /[\s#\\]/;
 const WHITESPACE = /[ \t\n\v\f\r]/;
+const WORDS = /[^ \t\n\v\f\r]+/g;
 
 const UINT64_MAX = 0xffff_ffff_ffff_ffffn;
 
@@ -70,21 +72,16 @@ function trimEnd(params: string): string {
 }
 
 /**
- * Reads table text. Blank lines and lines that start with # are skipped; a # in the parameters starts a comment.
+ * {@link parseTable} in steps.
  *
- * @param source how messages name the text: a file's path, or `on stdin` as dmsetup says
- * @throws DmError EINVAL with dmsetup's own message for a line it cannot read; nothing is half read
- * @example
- * ```ts
- * const entries = parseTable('0 2048 linear a.img 0\n2048 8 error');
- * entries[1].type; // 'error'
- * ```
+ * @throws what parseTable throws
  */
-export function parseTable(text: string, source?: string): TableEntry[] {
+export function* parseSteps(text: string, source?: string): Steps<TableEntry[]> {
   const entries: TableEntry[] = [];
   let lineNumber = 0;
   let start = 0;
   while (start < text.length) {
+    if (beginsStep(lineNumber)) yield;
     const newline = text.indexOf('\n', start);
     const end = newline < 0 ? text.length : newline;
     lineNumber++;
@@ -102,6 +99,21 @@ export function parseTable(text: string, source?: string): TableEntry[] {
   return entries;
 }
 
+/**
+ * Reads table text. Blank lines and lines that start with # are skipped; a # in the parameters starts a comment.
+ *
+ * @param source how messages name the text: a file's path, or `on stdin` as dmsetup says
+ * @throws DmError EINVAL with dmsetup's own message for a line it cannot read; nothing is half read
+ * @example
+ * ```ts
+ * const entries = parseTable('0 2048 linear a.img 0\n2048 8 error');
+ * entries[1].type; // 'error'
+ * ```
+ */
+export function parseTable(text: string, source?: string): TableEntry[] {
+  return runSteps(parseSteps(text, source));
+}
+
 /** One line as dmsetup prints it: a type without parameters is followed by one blank. */
 export function formatTableLine(sector: number, sectorCount: number, type: string, params: string): string {
   return `${sector} ${sectorCount} ${type} ${params}`;
@@ -117,6 +129,7 @@ export function formatTable(entries: readonly TableEntry[]): string {
  * backslash makes that character literal; before anything else it is itself literal, as it is through dmsetup.
  */
 export function splitArguments(params: string): string[] {
+  if (!params.includes('\\')) return params.match(WORDS) ?? [];
   const args: string[] = [];
   let current = '';
   let inside = false;

@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { TableError } from '../../src/block/errors.ts';
+import { buildTable } from '../../src/table/builder.ts';
 import { calculateLimits } from '../../src/table/limits.ts';
-import { buildTable, type Table } from '../../src/table/table.ts';
+import type { Table } from '../../src/table/table.ts';
 import { parseTable } from '../../src/table/text.ts';
 import { Targets } from '../../src/targets/index.ts';
 import { CountingResolver, RecordingDevice } from '../support/stack.ts';
