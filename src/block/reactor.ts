@@ -12,6 +12,11 @@ export interface Reactor {
   after(milliseconds: number, callback: () => void): Timer;
   /** Runs `callback` soon, in this reactor, after the caller has returned; in the order of the calls. */
   wake(callback: () => void): void;
+  /**
+   * Runs `callback` after sockets and timers that are due have had a turn; in the order of the calls. For long work done a
+   * piece at a time: `wake` may run before the reactor looks at its sockets.
+   */
+  afterSockets(callback: () => void): void;
 }
 
 /** What the owner of a connection is told. Calls come one at a time, none after `onClose`. */

@@ -6,13 +6,17 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { defaultLimits, type QueueLimits } from '../block/limits.ts';
 import { type AnyTarget, TargetError } from '../block/target.ts';
-import { calculateLimits } from '../table/limits.ts';
+import type { TableBuilder } from '../table/builder.ts';
+import { calculateLimits, limitSteps } from '../table/limits.ts';
+import { runSteps, type Steps } from '../table/steps.ts';
 import type { Table } from '../table/table.ts';
 import { EventCounter } from './events.ts';
 import { IoGate } from './io-gate.ts';
+import { Loads } from './loads.ts';
 import { sendMessage } from './message.ts';
 import { Request, type RequestOwner } from './request.ts';
 import { mapWhole } from './single.ts';
+import type { StateChange } from './state-change.ts';
 import { Turns } from './turns.ts';
 
 export interface SuspendOptions {
@@ -20,15 +24,7 @@ export interface SuspendOptions {
   noflush?: boolean;
 }
 
-/** A suspend or resume under way. */
-export interface StateChange {
-  /**
-   * What a signal does to the process that waits: everything is undone, the device goes on as before, and the callback
-   * is not called any more. The table that a resume was about to make live is lost, as in the kernel. Without effect
-   * once it is done.
-   */
-  cancel(): void;
-}
+export type { StateChange } from './state-change.ts';
 
 /** One mapped device. Made, named and removed by the {@link Mapper}; here is what happens to its tables and its I/O. */
 export class MappedDevice implements RequestOwner {
@@ -57,6 +53,10 @@ export class MappedDevice implements RequestOwner {
   readonly #events = new EventCounter();
   readonly #turns = new Turns();
   readonly #gate = new IoGate({ passDeferred: (bio) => this.#passDeferred(bio) });
+
+  /** The tables that are being built for it: what they have open lies below it already. */
+  readonly building = new Set<TableBuilder>();
+  readonly loads = new Loads();
 
   /**
    * Why its table must stay as it is, and live, and what it has open must stay so; null where they need not. The
@@ -112,11 +112,12 @@ export class MappedDevice implements RequestOwner {
     return this.#events.number;
   }
 
-  /** Live, inactive and on its way from one to the other: a cycle must not be closed by a resume either. */
+  /** Live, inactive, on its way from one to the other, being built: a cycle must not be closed by a resume either. */
   *lowerDevices(): Generator<BlockDevice> {
     if (this.#live !== null) yield* this.#live.devices;
     if (this.#next !== null) yield* this.#next.devices;
     if (this.#inactive !== null) yield* this.#inactive.devices;
+    for (const builder of this.building) yield* builder.devices;
   }
 
   // Events
@@ -213,21 +214,36 @@ export class MappedDevice implements RequestOwner {
 
   // Tables
 
+  /** {@link loadSteps} in one go. */
+  load(table: Table): void {
+    runSteps(this.loadSteps(table));
+  }
+
   /**
    * Puts `table` into the inactive slot; the one that was there is destroyed. It serves from the next resume on.
-   * At a device's very first load the table is checked against its devices now, later only at the resume.
+   * At a device's very first load the table is checked against its devices now, later only at the resume. Where it is
+   * refused, or given up between two steps, `table` is destroyed and the slot unchanged.
    *
+   * @param mayTake the last word, after everything that takes time; throws to refuse
    * @param keepPrevious takes the table that was in the slot, instead of its end
-   * @throws TableError from that first check, DmError EINVAL where an immutable target would be replaced by another
-   * type: `table` is destroyed, the slot unchanged
+   * @throws TableError from that first check, DmError EINVAL where an immutable target would be replaced by another type
    */
-  load(table: Table, keepPrevious?: (previous: Table | null) => void): void {
+  *loadSteps(
+    table: Table,
+    mayTake: () => void = () => {},
+    keepPrevious?: (previous: Table | null) => void,
+  ): Steps {
+    let isTaken = false;
     try {
       this.#checkImmutable(table);
-      if (!this.#everLoaded) calculateLimits(table);
-    } catch (error) {
-      table.destroy();
-      throw error;
+      yield* this.#checkLimits(table);
+      // Whoever wants to give it up can do so for the last time: what comes now is one moment.
+      yield;
+      mayTake();
+      this.#checkImmutable(table);
+      isTaken = true;
+    } finally {
+      if (!isTaken) table.destroy();
     }
     this.#everLoaded = true;
     if (keepPrevious === undefined) this.#inactive?.destroy();
@@ -262,6 +278,16 @@ export class MappedDevice implements RequestOwner {
       else this.#quiesce(false, end);
       return () => {};
     });
+  }
+
+  *#checkLimits(table: Table): Steps {
+    // Prepared for the resume where they can be kept. There a line that does not fit is refused.
+    if (this.#everLoaded && !table.isStateless) return;
+    try {
+      yield* limitSteps(table);
+    } catch (error) {
+      if (!this.#everLoaded) throw error;
+    }
   }
 
   #checkImmutable(table: Table): void {

@@ -4,10 +4,12 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
-import { buildTable } from '../table/builder.ts';
+import { sourceSteps, TableBuilder } from '../table/builder.ts';
+import { runSteps, type Steps } from '../table/steps.ts';
+import type { TableEntry } from '../table/text.ts';
+import { MappedDevice, type SuspendOptions } from './mapped-device.ts';
+import type { StateChange } from './state-change.ts';
 import type { Table } from '../table/table.ts';
-import { parseTable, type TableEntry } from '../table/text.ts';
-import { MappedDevice, type StateChange, type SuspendOptions } from './mapped-device.ts';
 
 const MAX_NAME_LENGTH = 127;
 const MAX_UUID_LENGTH = 128;
@@ -157,20 +159,64 @@ export class Mapper implements DeviceResolver {
    * @throws TableError, whose `reason` is what the kernel would log
    */
   load(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions = {}): void {
-    const entries = typeof table === 'string' ? parseTable(table) : table;
+    runSteps(this.#loadSteps(device, table, options));
+  }
+
+  /**
+   * {@link load} in slices of a few milliseconds, with the reactor's other work in between. A table below 256 lines is
+   * loaded, and `done` called, before this returns, unless an earlier load of the device is still under way: loads of one
+   * device end in the order of their calls. A mapper without a reactor loads everything at once.
+   *
+   * Whatever happens to the device meanwhile happens at once. The load fails with ENXIO when the device is removed, and
+   * with EBUSY where it has to stay as it is by then; nothing stays open.
+   *
+   * @param table entries must not change until `done`
+   * @param done called once with what {@link load} would throw, or null; not at all after `cancel`, which undoes everything
+   */
+  loadSliced(
+    device: MappedDevice,
+    table: string | readonly TableEntry[],
+    options: LoadOptions,
+    done: (error: DmError | null) => void,
+  ): StateChange {
+    const reactor = this.#services?.reactor ?? null;
+    return device.loads.start(() => this.#loadSteps(device, table, options), reactor, done);
+  }
+
+  *#loadSteps(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions): Steps {
+    this.#refuseRemoved(device);
+    const source = yield* sourceSteps(table);
     refusePinned(device);
-    device.load(
-      buildTable(entries, {
-        registry: this.#registry,
-        resolver: this.#resolverFor(device, options),
-        readOnly: options.readOnly ?? false,
-        checkDevice: (lower) => refuseCycle(device, lower),
-        onEvent: () => device.raiseEvent(),
-        onWork: (begins) => (begins ? device.beginWork() : device.endWork()),
-        services: this.#services,
-      }),
-      options.keepPrevious,
-    );
+    const builder = new TableBuilder({
+      registry: this.#registry,
+      resolver: this.#resolverFor(device, options),
+      readOnly: options.readOnly ?? false,
+      checkDevice: (lower) => refuseCycle(device, lower),
+      onEvent: () => device.raiseEvent(),
+      onWork: (begins) => (begins ? device.beginWork() : device.endWork()),
+      services: this.#services,
+    });
+    device.building.add(builder);
+    try {
+      const built = yield* builder.build(source);
+      const mayTake = (): void => {
+        this.#refuseRemoved(device);
+        refusePinned(device);
+      };
+      yield* device.loadSteps(built, mayTake, options.keepPrevious);
+    } finally {
+      device.building.delete(builder);
+    }
+  }
+
+  /** True for a device that is in the lists. */
+  isListed(device: MappedDevice): boolean {
+    return this.#byMinor.get(device.minor) === device;
+  }
+
+  /** @throws DmError ENXIO */
+  #refuseRemoved(device: MappedDevice): void {
+    if (!this.isListed(device)) throw removedWhileLoading(device);
   }
 
   /**
@@ -327,18 +373,18 @@ export class Mapper implements DeviceResolver {
   destroyDetached(device: MappedDevice, done: () => void = () => {}): void {
     this.#leavingCount++;
     const leave = this.onLeaving?.(device) ?? ((left) => left());
-    device.destroy(() =>
-      leave(() => {
-        this.onRemove?.(device);
-        done();
-        if (--this.#leavingCount === 0) for (const gone of this.#whenGone.splice(0)) gone();
-      }),
-    );
-  }
-
-  /** True for a device that is in the lists. */
-  isListed(device: MappedDevice): boolean {
-    return this.#byName.get(device.dmName) === device;
+    try {
+      // Before the rest, so that what its table had open is closed when `done` is called.
+      device.loads.fail(removedWhileLoading(device));
+    } finally {
+      device.destroy(() =>
+        leave(() => {
+          this.onRemove?.(device);
+          done();
+          if (--this.#leavingCount === 0) for (const gone of this.#whenGone.splice(0)) gone();
+        }),
+      );
+    }
   }
 
   /** Users of a device, but for the tables of `uppers`. */
@@ -369,7 +415,7 @@ export class Mapper implements DeviceResolver {
       removed = false;
       for (const device of this.list()) {
         // An earlier removal may have taken it along: a deferred one whose last user it was.
-        const isGone = this.#byMinor.get(device.minor) !== device;
+        const isGone = !this.isListed(device);
         if (device.openCount > 0 || device.pinned !== null || isGone) continue;
         this.remove(device);
         removed = true;
@@ -464,6 +510,10 @@ function resumeThrough(
       passage.undo();
     },
   };
+}
+
+function removedWhileLoading(device: MappedDevice): DmError {
+  return new DmError(Errno.ENXIO, `${device.dmName} was removed while its table was loaded`);
 }
 
 /** Before the first load that succeeds the kernel has no block device, and no node, for a mapped device. */

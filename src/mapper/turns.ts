@@ -7,6 +7,8 @@ export type Turn = (release: () => void) => void;
 export class Turns {
   readonly #queue: Turn[] = [];
   #busy = false;
+  /** The loop of {@link Turns.#runQueue} is further up the stack. */
+  #running = false;
 
   /** Something is under way. */
   get isBusy(): boolean {
@@ -15,13 +17,24 @@ export class Turns {
 
   /** @returns withdraws the work if it has not begun; true where it could be withdrawn */
   take(work: Turn): () => boolean {
-    if (this.#busy) this.#queue.push(work);
-    else this.#run(work);
+    this.#queue.push(work);
+    this.#runQueue();
     return () => {
       const at = this.#queue.indexOf(work);
       if (at >= 0) this.#queue.splice(at, 1);
       return at >= 0;
     };
+  }
+
+  /** A loop: thousands that wait and end at once must not nest. */
+  #runQueue(): void {
+    if (this.#running) return;
+    this.#running = true;
+    try {
+      while (!this.#busy && this.#queue.length > 0) this.#run(this.#queue.shift()!);
+    } finally {
+      this.#running = false;
+    }
   }
 
   #run(work: Turn): void {
@@ -31,8 +44,7 @@ export class Turns {
       if (released) throw new Error('a turn was given back twice');
       released = true;
       this.#busy = false;
-      const next = this.#queue.shift();
-      if (next !== undefined) this.#run(next);
+      this.#runQueue();
     });
   }
 }

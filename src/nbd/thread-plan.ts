@@ -85,6 +85,7 @@ export function graphOf(dm: DeviceMapper, names: readonly string[]): Graph | str
     if (table === null || device.suspended) return `${device.label} is suspended or has no table`;
     // It would become the live one here, and nowhere else.
     if (device.inactiveTable !== null) return `${device.label} has a table that waits for a resume`;
+    if (device.building.size > 0) return `${device.label} is being given a table`;
     if (device.isChanging) return `${device.label} is being suspended, resumed or removed`;
     targetCount += table.targets.length;
     if (targetCount > MAX_TARGET_COUNT) return `there are more than ${MAX_TARGET_COUNT} lines`;

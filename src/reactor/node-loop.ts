@@ -108,6 +108,11 @@ export class NodeLoop implements Reactor {
     }
   }
 
+  afterSockets(callback: () => void): void {
+    // What was queued by an immediate runs after the loop has looked at timers and sockets.
+    setImmediate(() => this.#run(callback));
+  }
+
   readonly #drain = (): void => {
     const queue = this.#queue;
     this.#queue = this.#spare;

@@ -18,7 +18,7 @@ import { TableDevices, type TableDevicesOptions } from './devices.ts';
 import { buildSectorIndex } from './sector-index.ts';
 import { beginsStep, runSteps, type Steps } from './steps.ts';
 import { Table } from './table.ts';
-import { splitArguments, type TableEntry } from './text.ts';
+import { checkTextSteps, splitArguments, type TableEntry, TableReader } from './text.ts';
 
 export interface TableOptions extends TableDevicesOptions {
   registry: TargetRegistry;
@@ -29,6 +29,13 @@ export interface TableOptions extends TableDevicesOptions {
   onWork?: (begins: boolean) => void;
   /** For targets that need them. */
   services?: TargetServices | undefined;
+}
+
+/** Where the entries of a table come from, one after another. */
+export interface TableSource {
+  readonly entryCount: number;
+  /** The next one; undefined for a line of text that holds none. Not called after the last entry. */
+  next(): TableEntry | undefined;
 }
 
 /** What all lines of one type share. */
@@ -66,21 +73,23 @@ export class TableBuilder {
   }
 
   /**
-   * Builds the table of `entries`. Where it is refused, or given up between two steps, every line that was built is undone
+   * Builds the table of `source`. Where it is refused, or given up between two steps, every line that was built is undone
    * and every device closed.
    *
    * @throws TableError for the first line that is refused; DmError EINVAL for no line or too many
    */
-  *build(entries: readonly TableEntry[]): Steps<Table> {
-    checkLineCount(entries.length);
-    const lastSectors = new Float64Array(entries.length);
+  *build(source: TableSource): Steps<Table> {
+    const { entryCount } = source;
+    checkEntryCount(entryCount);
+    const lastSectors = new Float64Array(entryCount);
     let table: Table | null = null;
     try {
-      for (let index = 0; index < entries.length; index++) {
+      for (let index = 0, built = 0; built < entryCount; index++) {
         if (beginsStep(index)) yield;
-        const entry = entries[index]!;
+        const entry = source.next();
+        if (entry === undefined) continue;
         this.#add(entry);
-        lastSectors[index] = entry.sector + entry.sectorCount - 1;
+        lastSectors[built++] = entry.sector + entry.sectorCount - 1;
       }
       table = this.#finish(lastSectors);
     } finally {
@@ -189,10 +198,30 @@ export class TableBuilder {
   }
 }
 
-function checkLineCount(lineCount: number): void {
-  if (lineCount === 0) throw new DmError(Errno.EINVAL, 'populate_table: no targets specified');
-  if (lineCount <= MAX_TARGET_COUNT) return;
-  throw new DmError(Errno.EINVAL, `a table has at most ${MAX_TARGET_COUNT} lines, this one has ${lineCount}`);
+function checkEntryCount(entryCount: number): void {
+  if (entryCount === 0) throw new DmError(Errno.EINVAL, 'populate_table: no targets specified');
+  if (entryCount <= MAX_TARGET_COUNT) return;
+  throw new DmError(Errno.EINVAL, `a table has at most ${MAX_TARGET_COUNT} lines, this one has ${entryCount}`);
+}
+
+/** The entries of a list. */
+function sourceOf(entries: readonly TableEntry[]): TableSource {
+  let at = 0;
+  return { entryCount: entries.length, next: () => entries[at++] };
+}
+
+/**
+ * The source of a table given either way. Text is read twice: once to refuse what cannot be read, and again, an entry at a
+ * time, while it is built. A list of a million entries between the two would cost more than that: the garbage collector
+ * stops the thread for it again and again.
+ *
+ * @throws DmError as parseTable does
+ */
+export function* sourceSteps(table: string | readonly TableEntry[]): Steps<TableSource> {
+  if (typeof table !== 'string') return sourceOf(table);
+  const entryCount = yield* checkTextSteps(table);
+  const reader = new TableReader(table);
+  return { entryCount, next: () => reader.next() };
 }
 
 /**
@@ -202,5 +231,5 @@ function checkLineCount(lineCount: number): void {
  * @throws DmError EINVAL for no line or too many
  */
 export function buildTable(entries: readonly TableEntry[], options: TableOptions): Table {
-  return runSteps(new TableBuilder(options).build(entries));
+  return runSteps(new TableBuilder(options).build(sourceOf(entries)));
 }

@@ -3,7 +3,7 @@
 // written with a backslash before it (through dmsetup such a path cannot be written at all).
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import { beginsStep, runSteps, type Steps } from './steps.ts';
+import { beginsStep, type Steps } from './steps.ts';
 
 /** One line of a table as text gives it: nothing is checked but the form. */
 export interface TableEntry {
@@ -71,32 +71,59 @@ function trimEnd(params: string): string {
   return trailingBackslashCount(trimmed) % 2 === 1 ? params.slice(0, trimmed.length + 1) : trimmed;
 }
 
-/**
- * {@link parseTable} in steps.
- *
- * @throws what parseTable throws
- */
-export function* parseSteps(text: string, source?: string): Steps<TableEntry[]> {
-  const entries: TableEntry[] = [];
-  let lineNumber = 0;
-  let start = 0;
-  while (start < text.length) {
-    if (beginsStep(lineNumber)) yield;
+/** Reads table text a line at a time. */
+export class TableReader {
+  readonly #text: string;
+  readonly #source: string | undefined;
+  #start = 0;
+  #lineNumber = 0;
+
+  /** @param source as {@link parseTable} takes it */
+  constructor(text: string, source?: string) {
+    this.#text = text;
+    this.#source = source;
+  }
+
+  get isAtEnd(): boolean {
+    return this.#start >= this.#text.length;
+  }
+
+  /**
+   * The next line; undefined for one that is blank or a comment.
+   *
+   * @throws DmError EINVAL for a line that it cannot read
+   */
+  next(): TableEntry | undefined {
+    const text = this.#text;
+    const start = this.#start;
     const newline = text.indexOf('\n', start);
     const end = newline < 0 ? text.length : newline;
-    lineNumber++;
+    this.#start = end + 1;
+    this.#lineNumber++;
     const entry = parseLine(text.slice(start, end));
-    if (entry === null) {
-      const where = source === undefined ? '' : ` of table ${source}`;
-      throw new DmError(
-        Errno.EINVAL,
-        `Invalid format on line ${lineNumber}${where}: expected START LENGTH TYPE [PARAMS], got "${text.slice(start, Math.min(end, start + 80))}"`,
-      );
-    }
-    if (entry !== undefined) entries.push(entry);
-    start = end + 1;
+    if (entry !== null) return entry;
+    const where = this.#source === undefined ? '' : ` of table ${this.#source}`;
+    throw new DmError(
+      Errno.EINVAL,
+      `Invalid format on line ${this.#lineNumber}${where}: expected START LENGTH TYPE [PARAMS], got "${text.slice(start, Math.min(end, start + 80))}"`,
+    );
   }
-  return entries;
+}
+
+/**
+ * Reads all of `text`, and keeps nothing: what it refuses is refused before the first target is made.
+ *
+ * @returns how many entries there are
+ * @throws what {@link parseTable} throws
+ */
+export function* checkTextSteps(text: string): Steps<number> {
+  const reader = new TableReader(text);
+  let entryCount = 0;
+  for (let index = 0; !reader.isAtEnd; index++) {
+    if (beginsStep(index)) yield;
+    if (reader.next() !== undefined) entryCount++;
+  }
+  return entryCount;
 }
 
 /**
@@ -111,7 +138,12 @@ export function* parseSteps(text: string, source?: string): Steps<TableEntry[]> 
  * ```
  */
 export function parseTable(text: string, source?: string): TableEntry[] {
-  return runSteps(parseSteps(text, source));
+  const entries: TableEntry[] = [];
+  for (const reader = new TableReader(text, source); !reader.isAtEnd; ) {
+    const entry = reader.next();
+    if (entry !== undefined) entries.push(entry);
+  }
+  return entries;
 }
 
 /** One line as dmsetup prints it: a type without parameters is followed by one blank. */

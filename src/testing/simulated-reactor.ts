@@ -12,7 +12,7 @@ export interface SimulatedReactorOptions {
 
 interface Event extends Timer {
   readonly dueMilliseconds: number;
-  /** Drawn: the order among those that are due at the same time. */
+  /** The order among those that are due at the same time. Drawn for timers. */
   readonly rank: number;
   readonly callback: () => void;
   cancelled: boolean;
@@ -88,6 +88,7 @@ export class SimulatedReactor implements Reactor {
   readonly #timers = new EventHeap();
   readonly #woken: (() => void)[] = [];
   #nowMilliseconds = 0;
+  #yieldCount = 0;
 
   constructor(options: SimulatedReactorOptions = {}) {
     this.seed = (options.seed ?? freshSeed()) >>> 0;
@@ -100,9 +101,18 @@ export class SimulatedReactor implements Reactor {
   }
 
   after(milliseconds: number, callback: () => void): Timer {
+    return this.#at(this.#nowMilliseconds + Math.max(0, milliseconds), this.#random(), callback);
+  }
+
+  afterSockets(callback: () => void): void {
+    // Behind every timer of this moment, whose ranks are drawn below 1.
+    this.#at(this.#nowMilliseconds, 1 + this.#yieldCount++, callback);
+  }
+
+  #at(dueMilliseconds: number, rank: number, callback: () => void): Timer {
     const event: Event = {
-      dueMilliseconds: this.#nowMilliseconds + Math.max(0, milliseconds),
-      rank: this.#random(),
+      dueMilliseconds,
+      rank,
       callback,
       cancelled: false,
       cancel() {

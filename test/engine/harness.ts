@@ -46,6 +46,9 @@ export const clock: Reactor = {
   wake: (callback) => {
     setImmediate(callback);
   },
+  afterSockets: (callback) => {
+    setImmediate(callback);
+  },
 };
 
 /** The C library with some calls replaced. */

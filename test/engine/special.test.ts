@@ -205,7 +205,7 @@ describe('a file system', () => {
   it('in memory is known as such, and its calls are not timed', async () => {
     if (memoryFolder === undefined) return;
     let asked = 0;
-    const reactor = { now: () => ++asked, after: () => ({ cancel() {} }), wake: () => {} };
+    const reactor = { now: () => ++asked, after: () => ({ cancel() {} }), wake: () => {}, afterSockets: () => {} };
     const device = openImage('direct', { folder: folderIn(memoryFolder), reactor });
     await request(device, REQ_OP_WRITE, 0, 1, { vecs: vecOf(new Uint8Array(512)) });
     expect(asked).toBe(0);

@@ -30,6 +30,10 @@ export class ManualReactor implements Reactor {
     this.#queue.push(callback);
   }
 
+  afterSockets(callback: () => void): void {
+    this.#queue.push(callback);
+  }
+
   get timerCount(): number {
     return this.#timers.size;
   }

@@ -49,6 +49,18 @@ describe('SimulatedReactor', () => {
     expect(ticks.at(-1)).toBe(40);
   });
 
+  test('afterSockets comes after everything that is due at that moment, in the order of the calls, and takes no time', () => {
+    const reactor = new SimulatedReactor({ seed: 1 });
+    const order: string[] = [];
+    reactor.run(5);
+    for (const name of ['a', 'b', 'c']) reactor.afterSockets(() => order.push(`${name} ${reactor.now()}`));
+    for (let timer = 0; timer < 20; timer++) reactor.after(0, () => order.push('timer'));
+    reactor.after(1, () => order.push('later'));
+    reactor.wake(() => order.push('woken'));
+    reactor.runUntilIdle();
+    expect(order).toEqual(['woken', ...Array(20).fill('timer'), 'a 5', 'b 5', 'c 5', 'later']);
+  });
+
   test('a cancelled timer does not run', () => {
     const reactor = new SimulatedReactor({ seed: 1 });
     reactor.after(1, () => expect.unreachable()).cancel();
