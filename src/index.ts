@@ -24,6 +24,7 @@ export * from './kcopyd/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
 export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './api/device-mapper.ts';
+export { changedExtentsOfStore } from './api/store-changes.ts';
 export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './api/disk.ts';
 export * from './api/dm-io-global.ts';
 export * from './api/dm-io-promise.ts';
@@ -33,7 +34,6 @@ export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
 export {
   type ChangedExtent,
   changedExtents,
-  changedExtentsOfStore,
   type SnapshotCondition,
   type SnapshotCounters,
   type SnapshotReport,

@@ -8,7 +8,8 @@ import { isNbdUri } from '../devices/nbd-uri.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
 import { type CreateOptions, Mapper, refusePinned } from '../mapper/mapper.ts';
-import { parseTable, type TableEntry } from '../table/text.ts';
+import { LocalControl, type LocalControlOptions } from '../control/local-control.ts';
+import type { TableEntry } from '../table/text.ts';
 import { builtinTargets, Targets } from '../targets/index.ts';
 import { Disk } from './disk.ts';
 import { chooseMajor } from '../reactor/major.ts';
@@ -30,6 +31,12 @@ export interface DeviceMapperOptions {
   targets?: readonly AnyTargetType[];
   /** How NBD URIs in tables are connected, and what becomes of them when their server goes away. */
   remote?: RemoteDevicesOptions;
+  /**
+   * For a daemon.
+   *
+   * @internal
+   */
+  control?: Pick<LocalControlOptions, 'translate' | 'daemon' | 'onChange' | 'onError'>;
 }
 
 export interface TableOptions {
@@ -54,6 +61,8 @@ export class DeviceMapper {
   readonly devices: DeviceRegistry;
   readonly mapper: Mapper;
   readonly remotes: RemoteDevices;
+  /** Everything that can be asked of the devices, as a daemon is asked; {@link Snapshots} work with it too. */
+  readonly control: LocalControl;
   readonly #disks = new Set<Disk>();
   readonly #whenNoDisks: (() => void)[] = [];
 
@@ -69,6 +78,8 @@ export class DeviceMapper {
     this.remotes = new RemoteDevices(this, options.remote);
     const services = { reactor: this.loop, engines: this.devices.engines };
     this.mapper = new Mapper(this.targets, this.devices, chooseMajor(), services);
+    const { mapper, targets, devices, remotes } = this;
+    this.control = new LocalControl({ mapper, targets, devices, remotes, ...options.control });
   }
 
   /**
@@ -82,15 +93,15 @@ export class DeviceMapper {
     table: string | readonly TableEntry[],
     options: CreateOptions & TableOptions = {},
   ): Promise<Disk> {
-    const device = this.mapper.create(name, options);
-    try {
-      await this.#load(device, table, options);
-      await this.#resume(device, {});
-    } catch (error) {
-      if (this.#isListed(device)) this.mapper.remove(device);
-      throw error;
-    }
-    return this.#opened(`/dev/mapper/${name}`, options.readOnly ?? false);
+    const { readOnly = false, uuid, minor } = options;
+    await this.control.call('create', {
+      name,
+      table,
+      readOnly,
+      ...(uuid === undefined ? {} : { uuid }),
+      ...(minor === undefined ? {} : { minor }),
+    });
+    return this.#opened(`/dev/mapper/${name}`, readOnly);
   }
 
   /**
@@ -112,46 +123,17 @@ export class DeviceMapper {
 
   /** Puts a table into the inactive slot of a device; {@link resume} makes it live. @throws as {@link create} */
   async load(name: string, table: string | readonly TableEntry[], options: TableOptions = {}): Promise<void> {
-    await this.#load(this.mapper.get(name), table, options);
-  }
-
-  async #load(device: MappedDevice, table: string | readonly TableEntry[], options: TableOptions): Promise<void> {
-    const entries = typeof table === 'string' ? parseTable(table) : table;
-    const uris = RemoteDevices.urisIn(entries);
-    if (uris.length === 0) {
-      this.mapper.load(device, entries, options);
-      return;
-    }
-    const lease = await this.remotes.lease(uris);
-    try {
-      if (!this.#isListed(device)) {
-        throw new DmError(Errno.ENXIO, `${device.dmName} was removed while its remote devices were connected`);
-      }
-      this.mapper.load(device, entries, { ...options, translate: lease.translate });
-    } finally {
-      lease.release();
-    }
-  }
-
-  #isListed(device: MappedDevice): boolean {
-    return this.mapper.has(device.dmName) && this.mapper.get(device.dmName) === device;
+    await this.control.call('load', { device: { name }, table, readOnly: options.readOnly ?? false });
   }
 
   /** Holds new requests back; resolves when none is in flight. */
   async suspend(name: string, options: SuspendOptions = {}): Promise<void> {
-    const device = this.mapper.get(name);
-    await new Promise<void>((resolve) => this.mapper.suspend(device, options, resolve));
+    await this.control.call('suspend', { device: { name }, ...options });
   }
 
   /** Swaps in a loaded table, if there is one, and lets requests through. */
   async resume(name: string, options: SuspendOptions = {}): Promise<void> {
-    await this.#resume(this.mapper.get(name), options);
-  }
-
-  async #resume(device: MappedDevice, options: SuspendOptions): Promise<void> {
-    await new Promise<void>((resolve, reject) => {
-      this.mapper.resume(device, options, (error) => (error === null ? resolve() : reject(error)));
-    });
+    await this.control.call('resume', { device: { name }, ...options });
   }
 
   /**
@@ -164,7 +146,7 @@ export class DeviceMapper {
     const device = this.mapper.get(name);
     refusePinned(device);
     for (const disk of this.#disks) if (disk.device === device) disk.close();
-    await this.#gone(device);
+    await this.control.call('remove', { device: { name } });
   }
 
   /** Resolves when it is removed, and what its targets still had to write is written. */

@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, readFileSync, type Stats, statSync } fr
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
-import type { DeviceStatus } from '../daemon/control.ts';
+import type { DeviceStatus } from '../control/types.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { reportFailure } from './failure.ts';
 import { isHostDevice, mapDevice } from './process-io.ts';

@@ -175,7 +175,7 @@ async function* changesOf(name: string | undefined, cow: string | undefined): As
     return;
   }
   const { DeviceMapper } = await import('../api/device-mapper.ts');
-  const { changedExtentsOfStore } = await import('../reactor/snapshots.ts');
+  const { changedExtentsOfStore } = await import('../api/store-changes.ts');
   const dm = new DeviceMapper();
   try {
     yield* changedExtentsOfStore(dm, cow);
@@ -247,7 +247,7 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
       snapshots.merge(name, { deleteCow, signal: controller.signal, onProgress: watch.show }),
     );
     watch.stop();
-    if (json) print(JSON.stringify({ event: 'merged', name, ...dropped }));
+    if (json) print(JSON.stringify({ event: 'merged', ...dropped }));
     else print(`${name}: merged into its origin\n${storeText(dropped, 'kept, and empty')}`);
     return 0;
   } catch (error) {
@@ -263,6 +263,6 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
 export async function dropOverlay(name: string, options: { deleteCow?: boolean; json?: boolean }): Promise<void> {
   const { deleteCow = false, json } = options;
   const dropped = await withClient(({ snapshots }) => snapshots.drop(name, { deleteCow }));
-  if (json) printJson({ name, ...dropped });
+  if (json) printJson(dropped);
   else print(`${name}: gone\n${storeText(dropped, 'kept')}`);
 }

@@ -13,6 +13,8 @@ import {
   type IntentRecord,
   type KeptStore,
   LOST_PREFIX,
+  MERGE_PREFIX,
+  type MergeRecord,
   newId,
   STORE_PREFIX,
   UNLINK_PREFIX,
@@ -52,6 +54,23 @@ export class Journal implements JournalSink {
   /** No lost device, no merge, no kept store: nothing that a later daemon would need. */
   get isEmpty(): boolean {
     return this.#file.values.size === 0;
+  }
+
+  /** For a shutdown. A full disk must not keep a daemon: where nothing else stands in the file, it goes as a whole. */
+  async forgetDevices(): Promise<void> {
+    const merging = new Set<string>();
+    for (const [key, value] of this.#file.values) {
+      if (key.startsWith(MERGE_PREFIX)) merging.add((value as unknown as MergeRecord).deviceId);
+    }
+    const changes = new Map<string, Json>();
+    for (const key of this.#file.values.keys()) {
+      if (key.startsWith(DEVICE_PREFIX) && !merging.has(key.slice(DEVICE_PREFIX.length))) changes.set(key, null);
+    }
+    if (changes.size === this.#file.values.size) {
+      this.#file.remove();
+      return;
+    }
+    await this.commit(changes);
   }
 
   close(): void {

@@ -1,25 +1,24 @@
 // A daemon: the devices of one folder, its control socket, its NBD socket, its journal and its log.
-import { existsSync, rmSync } from 'node:fs';
+import { DeviceMapper } from '../api/device-mapper.ts';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Transport } from '../block/reactor.ts';
 import { version } from '../block/version.ts';
+import { STOP_TIMEOUT_MILLISECONDS } from '../control/bounds.ts';
+import { translator } from '../control/host-paths.ts';
+import { type Journal, openJournal } from '../control/journal.ts';
+import type { LocalControl } from '../control/local-control.ts';
+import { Recovery } from '../control/recovery.ts';
+import { ControlServer } from '../control/server.ts';
+import type { DaemonInfo } from '../control/types.ts';
 import type { NbdReconnectOptions } from '../devices/nbd-links.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { NbdServer } from '../nbd/server/server.ts';
-import { DeviceMapper } from '../api/device-mapper.ts';
 import type { Listener } from '../reactor/node-loop.ts';
-import { STOP_TIMEOUT_MILLISECONDS } from './bounds.ts';
-import type { Restored } from './control.ts';
-import { ControlServer } from './control-server.ts';
 import type { DaemonFolder } from './folder.ts';
-import { translator } from './host-paths.ts';
-import { Journal, readJournal, setJournalAside, writeLostJournal } from './journal.ts';
-import { LocalControl } from './local-control.ts';
 import { type DaemonLock, takeLock } from './lock.ts';
 import { type Log, openLog } from './log.ts';
 import { NbdExports } from './nbd-exports.ts';
-import { restoreDevices } from './restore.ts';
 
 export interface DaemonOptions {
   folder: DaemonFolder;
@@ -43,6 +42,7 @@ export class Daemon {
   readonly #nbd: NbdServer;
   readonly #exports: NbdExports;
   readonly #journal: Journal;
+  readonly #translate: ReturnType<typeof translator>;
   readonly #idleExitSeconds: number | undefined;
   #listeners: Listener[] = [];
   #idleTimer: NodeJS.Timeout | null = null;
@@ -69,8 +69,16 @@ export class Daemon {
             log.error({ uri, err: error }, state === 'lost' ? 'a remote device is lost' : 'a remote device has failed');
         },
       },
+      control: {
+        translate: (folder, host) => this.#translate(folder, host),
+        onChange: (device) => this.#exports.update(device),
+        onError: (error, text) => log.error({ err: error }, text),
+        daemon: { info: () => this.#info(), shutdown: (force) => this.#shutdown(force) },
+      },
     });
-    const { mapper, loop, targets, remotes } = this.#dm;
+    const { mapper, loop, control } = this.#dm;
+    this.#control = control;
+    this.#translate = translator(mapper);
     this.#nbd = new NbdServer({
       reactor: loop,
       onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
@@ -78,34 +86,27 @@ export class Daemon {
       onDetach: (device) => this.#exports.onDetach(device),
     });
     this.#exports = new NbdExports(this.#nbd, mapper);
-    this.#journal = new Journal(options.folder.journal, mapper.major);
-    mapper.onRemove = (device) => {
-      this.#exports.remove(device);
-      this.#noteChange(device);
-    };
-    this.#control = new LocalControl({
-      mapper,
-      targets,
-      remotes,
-      translate: translator(mapper),
-      onChange: (device) => this.#onChange(device),
-      daemon: {
-        daemon: () => ({
-          version,
-          pid: process.pid,
-          major: mapper.major,
-          nbdSocket: options.folder.nbdSocket,
-          logFile: options.folder.logFile,
-        }),
-        restore: () => this.#restore(),
-        shutdown: ({ force = false }) => this.#shutdown(force),
-      },
-    });
+    mapper.onRemove = (device) => this.#onRemove(device);
     this.#controlServer = new ControlServer({
-      control: this.#control,
+      control,
       onError: (error) => log.error({ err: error }, 'a control client'),
       onClients: () => this.#checkIdle(),
     });
+    const { journal, damage } = openJournal(options.folder);
+    this.#journal = journal;
+    for (const text of damage) log.error({}, text);
+    control.plane.journal = journal;
+    control.recovery = new Recovery(control.plane, journal, control.operations.overlays.merges, damage);
+  }
+
+  #info(): DaemonInfo {
+    return {
+      version,
+      pid: process.pid,
+      major: this.#dm.mapper.major,
+      nbdSocket: this.#folder.nbdSocket,
+      logFile: this.#folder.logFile,
+    };
   }
 
   /** @throws DmError where a socket cannot be made */
@@ -127,22 +128,11 @@ export class Daemon {
     });
   }
 
-  #onChange(device: MappedDevice): void {
-    this.#exports.update(device);
-    this.#noteChange(device);
-  }
-
-  /** The journal is as the devices are before anybody hears that something was done. */
-  #noteChange(device: MappedDevice): void {
-    // What a stop takes down is to be found in the journal afterwards.
+  /** Also of a device whose removal was deferred: the journal hears of it when its last user is gone. */
+  #onRemove(device: MappedDevice): void {
+    this.#exports.remove(device);
     if (this.#stopping) return;
-    const { mapper } = this.#dm;
-    try {
-      const isThere = mapper.has(device.dmName) && mapper.get(device.dmName) === device;
-      this.#journal.note(device, isThere, () => mapper.list());
-    } catch (error) {
-      this.#log.error({ err: error }, 'the journal could not be written');
-    }
+    void this.#control.plane.note(device);
     this.#checkIdle();
   }
 
@@ -155,18 +145,7 @@ export class Daemon {
     } else this.#idleTimer ??= setTimeout(() => void this.stop('idle'), this.#idleExitSeconds * 1000);
   }
 
-  async #restore(): Promise<Restored[]> {
-    const state = readJournal(this.#folder.lostJournal);
-    if (state === null) throw new DmError(Errno.ENOENT, 'there is no journal of lost devices to restore');
-    const results = await restoreDevices(this.#control, state, this.#dm.mapper.major);
-    this.#log.info({ results }, 'restored');
-    const failed = new Set(results.filter(({ error }) => error !== null).map(({ name }) => name));
-    const devices = state.devices.filter(({ name }) => failed.has(name));
-    writeLostJournal(this.#folder.lostJournal, { ...state, devices });
-    return results;
-  }
-
-  async #shutdown(force: boolean): Promise<null> {
+  #shutdown(force: boolean): void {
     const users = this.#dm.mapper.list().filter((device) => device.openCount > usesFromAbove(device, this.#dm));
     if (users.length > 0 && !force) {
       const names = users.map((device) => device.dmName).join(', ');
@@ -174,7 +153,6 @@ export class Daemon {
     }
     // The answer leaves first.
     setImmediate(() => void this.stop('shutdown'));
-    return null;
   }
 
   /** Notes what ends the process: a crash should be told where one looks for it. */
@@ -195,12 +173,25 @@ export class Daemon {
       this.#nbd.shutdown(resolve, STOP_TIMEOUT_MILLISECONDS);
     });
     if (failure !== null) this.#log.error({ err: failure }, 'stopping the NBD server');
+    // Devices that a stop takes down stay in the journal; and a disk that is full must not keep them.
+    this.#control.plane.journal = readOnlyJournal(this.#journal);
     await this.#takeDown();
     this.#controlServer.close();
-    if (reason !== 'signal') rmSync(this.#folder.journal, { force: true });
+    await this.#endJournal(reason !== 'signal');
     this.#log.info({ reason }, 'stopped');
     this.#lock.release();
     this.#onStopped(reason);
+  }
+
+  /** A shutdown forgets the devices, but no lost ones, and none whose merge has not come to its end. */
+  async #endJournal(forgets: boolean): Promise<void> {
+    try {
+      if (forgets) await this.#journal.forgetDevices();
+      if (this.#journal.isEmpty) this.#journal.remove();
+      else this.#journal.close();
+    } catch (error) {
+      this.#log.error({ err: error }, 'the journal could not be closed');
+    }
   }
 
   /** A device that still waits for something below it does not keep the daemon. */
@@ -211,9 +202,17 @@ export class Daemon {
       return left;
     });
     const late = new Promise<null>((resolve) => setTimeout(resolve, STOP_TIMEOUT_MILLISECONDS, null).unref());
-    const left = await Promise.race([removed, late]);
+    const left = await Promise.race([removed, late]).catch((error: Error) => {
+      this.#log.error({ err: error }, 'taking devices down');
+      return null;
+    });
     if (left === null || left.length > 0) this.#log.error({ left }, 'devices were still in use');
   }
+}
+
+/** The journal as it is, whatever happens. */
+function readOnlyJournal(journal: Journal): { commit(): Promise<void>; values: Journal['values'] } {
+  return { commit: async () => {}, values: journal.values };
 }
 
 /** Users of a device that are mapped devices on top of it. */
@@ -239,8 +238,6 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   folder.make();
   const lock = takeLock(folder.lockFile);
   try {
-    // Nobody else writes it: its daemon is gone.
-    if (existsSync(folder.journal)) setJournalAside(folder.journal, folder.lostJournal);
     const daemon = new Daemon(options, lock, await openLog(folder.logFile));
     await daemon.listen();
     return daemon;

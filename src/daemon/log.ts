@@ -1,6 +1,6 @@
 // The daemon's log: JSON lines in its folder, by pino, which is loaded when a daemon starts and not before.
 import { renameSync, statSync } from 'node:fs';
-import { MAX_LOG_BYTE_LENGTH } from './bounds.ts';
+import { MAX_LOG_BYTE_LENGTH } from '../control/bounds.ts';
 
 export interface Log {
   info(fields: object, message: string): void;

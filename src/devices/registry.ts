@@ -243,6 +243,19 @@ export class DeviceRegistry implements DeviceResolver {
     return null;
   }
 
+  /** True for a device that is open or registered here. */
+  isOpen(device: BlockDevice): boolean {
+    return this.#byDevice.has(device);
+  }
+
+  /** Takes over the size that a file or block device has now. @returns sectorCount */
+  refreshSize(device: BlockDevice): number {
+    const opened = this.#byDevice.get(device)?.opened?.device;
+    return opened instanceof FileDevice || opened instanceof HostBlockDevice
+      ? opened.refreshSize()
+      : device.sectorCount;
+  }
+
   /** Every device that is open or registered. */
   *list(): Iterable<DeviceInfo> {
     for (const device of this.#byDevice.keys()) yield this.info(device)!;

@@ -93,7 +93,7 @@ function writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPl
   try {
     fs.ftruncateSync(fd, cowByteLength);
     // A transient store has no header.
-    if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE));
+    if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE), 0);
     // A crash of the machine must not leave the journal with an overlay whose store is not there.
     fs.fsyncSync(fd);
   } catch (error) {

@@ -1,5 +1,5 @@
 // The fields of `info -c` and `splitname`.
-import type { Dependency, DeviceStatus } from '../../daemon/control.ts';
+import type { Dependency, DeviceStatus } from '../../control/types.ts';
 import { CommandFailed } from './io.ts';
 import type { Field } from './report.ts';
 import type { Session } from './session.ts';

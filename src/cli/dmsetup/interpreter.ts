@@ -1,5 +1,5 @@
 // dmsetup's words: from a command line to requests, output and an exit code. Nothing here knows a socket or a process.
-import type { Control } from '../../daemon/control.ts';
+import type { Control } from '../../control/requests.ts';
 import { INFO_FIELDS } from './fields.ts';
 import { CommandFailed, type DmsetupIo, UsageFailed } from './io.ts';
 import {

@@ -1,7 +1,8 @@
 // One command on its way: what was asked, whom to ask, and how failures read.
 import { errnoMessage } from '../../block/errno.ts';
 import { DmError, TableError } from '../../block/errors.ts';
-import type { Control, DeviceAddress, DeviceStatus, Reply, RequestArgs, RequestName } from '../../daemon/control.ts';
+import type { Control, Reply, RequestArgs, RequestName } from '../../control/requests.ts';
+import type { DeviceAddress, DeviceStatus } from '../../control/types.ts';
 import { CommandFailed, type DmsetupIo, reasonsOf } from './io.ts';
 import { type ManglingMode, Names } from './names.ts';
 import type { ParsedLine } from './options.ts';

@@ -1,7 +1,7 @@
 // The commands that look.
 import { errnoMessage } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
-import type { DeviceStatus, StatusLine } from '../../daemon/control.ts';
+import type { DeviceStatus, StatusLine } from '../../control/types.ts';
 import { escapeConcise } from './concise.ts';
 import { blockName, DEFAULT_INFO_FIELDS, INFO_FIELDS, type InfoRow, SPLIT_FIELDS, splitLvmName } from './fields.ts';
 import { CommandFailed, UsageFailed } from './io.ts';
