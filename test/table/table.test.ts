@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { TableError } from '../../src/block/errors.ts';
 import { buildTable } from '../../src/table/builder.ts';
 import { calculateLimits } from '../../src/table/limits.ts';
-import type { Table } from '../../src/table/table.ts';
+import { type Table, tablePieces } from '../../src/table/table.ts';
 import { parseTable } from '../../src/table/text.ts';
 import { Targets } from '../../src/targets/index.ts';
 import { CountingResolver, RecordingDevice } from '../support/stack.ts';
@@ -120,6 +120,41 @@ test('table and status lines are what dmsetup prints', () => {
   const table = build('0 8 linear a 5\n8 24 zero\n32 16 striped 2 4 a 0 b 8\n48 8 error x');
   expect(table.lines('table')).toEqual(['0 8 linear a 5', '8 24 zero ', '32 16 striped 2 4 a 0 b 8', '48 8 error ']);
   expect(table.lines('info')).toEqual(['0 8 linear ', '8 24 zero ', '32 16 striped 2 a b 1 AA', '48 8 error ']);
+});
+
+describe('a table in pieces', () => {
+  /** Lines on a device with a name that is hard to cut. */
+  function named(name: string, lineCount: number): Table {
+    const resolver = new CountingResolver(new RecordingDevice(name, 100));
+    const entries = Array.from({ length: lineCount }, (_, sector) => ({
+      sector,
+      sectorCount: 1,
+      type: 'linear',
+      params: `${name} 0`,
+    }));
+    return buildTable(entries, { registry: new Targets(), resolver });
+  }
+
+  test.each([
+    ['one line', 'a', 1],
+    ['many lines', 'a', 20_000],
+    ['characters of two units, at every offset', 'x😀😀😀', 30_000],
+    ['lines that are longer than a piece', '😀'.repeat(100_000), 3],
+    ['such lines, with the characters shifted by one', `x${'😀'.repeat(100_000)}`, 3],
+  ])('is the same text: %s', (_, name, lineCount) => {
+    const table = named(name, lineCount);
+    for (const type of ['table', 'info'] as const) {
+      const pieces = [...tablePieces(table, type)];
+      expect(pieces.join('')).toBe(table.lines(type).join('\n'));
+      for (const piece of pieces) {
+        expect(piece.length).toBeLessThanOrEqual(65_536);
+        expect(piece.length).toBeGreaterThan(0);
+        // Half a character would come back as another one.
+        expect(Buffer.from(piece).toString()).toBe(piece);
+      }
+      expect(pieces.slice(0, -1).every((piece) => piece.length >= 65_535)).toBe(true);
+    }
+  });
 });
 
 describe('limits', () => {
