@@ -197,18 +197,25 @@ describe('a load in slices does what a load in one go does', () => {
       construct: () => undefined,
       map: () => DM_MAPIO_KILL,
     };
-    const reactor = new SimulatedReactor({ seed: 1 });
-    const mapper = new Mapper(new Targets([...builtinTargets, immutable]), new CountingResolver(), 253, { reactor });
-    const device = activate(mapper, 'd', '0 8 fixed');
-    const outcomes: unknown[] = [];
-    mapper.loadSliced(device, manyLines(3000, 'zero').join('\n'), {}, (error) => outcomes.push(error?.message));
-    reactor.runUntilIdle();
-    const other = mapper.create('other');
-    mapper.loadSliced(other, manyLines(3000, 'zero').join('\n'), {}, (error) => outcomes.push(error?.message));
-    mapper.load(other, '0 8 fixed');
-    other.resume({}, () => {});
-    reactor.runUntilIdle();
-    expect(outcomes).toEqual(Array(2).fill("can't replace immutable target type fixed"));
+    const text = "can't replace immutable target type fixed";
+    for (let turn = 0, isDone = false; !isDone; turn++) {
+      const reactor = new SimulatedReactor({ seed: 1 });
+      const registry = new Targets([...builtinTargets, immutable]);
+      const mapper = new Mapper(registry, new CountingResolver(), 253, { reactor });
+      const device = mapper.create('d');
+      const outcomes: unknown[] = [];
+      const done = (error: DmError | null) => outcomes.push(error?.message);
+      mapper.loadSliced(device, manyLines(3000, 'zero').join('\n'), {}, done);
+      for (let step = 0; step < turn; step++) reactor.step();
+      isDone = outcomes.length > 0;
+      mapper.load(device, '0 8 fixed');
+      device.resume({}, () => {});
+      reactor.runUntilIdle();
+      // Now it is live from the beginning.
+      mapper.loadSliced(device, manyLines(3000, 'zero').join('\n'), {}, done);
+      reactor.runUntilIdle();
+      expect([turn, ...outcomes]).toEqual([turn, isDone ? undefined : text, text]);
+    }
   });
 
   test('a mapper without a reactor loads everything inside the call', () => {
@@ -362,21 +369,32 @@ describe.each(turnsOf(() => {}))('after turn %i of a first load', (turn) => {
   });
 });
 
-test.each(['removes its own device', 'cancels its own load'])('a constructor that %s leaves nothing open', (how) => {
+test.each([
+  ['removes its own device', 'in a first load'],
+  ['removes its own device', 'in a later load'],
+  ['cancels its own load', 'in a first load'],
+  ['cancels its own load', 'in a later load'],
+])('a constructor that %s %s goes on, and nothing stays open', (how, which) => {
   const world = new World();
   const told: unknown[] = [];
+  let hasGoneOn = false;
   const meddle = (): void => {
     if (how === 'cancels its own load') change.cancel();
     else mapper.remove(device);
+    hasGoneOn = true;
   };
   const meddler: AnyTargetType = { name: 'meddler', version: [1, 0, 0], construct: meddle, map: () => DM_MAPIO_KILL };
   const { reactor, resolver } = world;
   const mapper = new Mapper(new Targets([...builtinTargets, meddler]), resolver, 253, { reactor });
   const device = mapper.create('d');
+  if (which === 'in a later load') {
+    mapper.load(device, '0 8 zero');
+    device.clear();
+  }
   const table = [...manyLines(2999, 'linear a 0'), '2999 1 meddler'].join('\n');
   const change = mapper.loadSliced(device, table, {}, (error) => told.push(error?.code));
   reactor.runUntilIdle();
-  expect(resolver.totalOpenCount).toBe(0);
+  expect([hasGoneOn, resolver.totalOpenCount]).toEqual([true, 0]);
   expect([told, device.inactiveTable]).toEqual([how === 'cancels its own load' ? [] : ['ENXIO'], null]);
 });
 
