@@ -6,6 +6,18 @@ import type { TransferOptions } from './transfer.ts';
 
 const collect = (value: string, before: string[]): string[] => [...before, value];
 
+const BATCH_HELP = `
+A line has the words of a dmkit or dmsetup command, with or without "dmkit" or "dmsetup" before them, quoted as for a shell:
+  create load|reload clear suspend resume remove rename    as dmsetup takes them; tables with --table
+  snapshot create, snapshot drop
+Blank lines and lines that begin with # are passed over. Where a line fails nothing has changed, and the line is named.
+
+Example:
+  suspend data
+  load data --table '0 2048 linear new.img 0'
+  resume data
+  remove old`;
+
 function addDaemonCommands(program: Command, setExitCode: (code: number) => void): void {
   program
     .command('daemon')
@@ -24,8 +36,42 @@ function addDaemonCommands(program: Command, setExitCode: (code: number) => void
     .action(async (options: { force?: boolean }) => (await import('./daemon.ts')).shutdownDaemon(options));
   program
     .command('restore')
-    .description('make the devices again that a daemon lost when it ended unexpectedly')
-    .action(async () => setExitCode((await (await import('./daemon.ts')).restore()) ? 0 : 1));
+    .description('make the devices again that a daemon lost when it ended unexpectedly: all, or those named')
+    .argument('[name...]')
+    .option('--force', 'accept disks that are not the same, and resume origins whose overlays are missing')
+    .action(async (names: string[], options: { force?: boolean }) =>
+      setExitCode((await (await import('./lost.ts')).restore(names, options)) ? 0 : 1),
+    );
+  program
+    .command('lost')
+    .description('list the devices that a daemon lost and that are neither restored nor forgotten')
+    .option('--json', 'as JSON')
+    .action(async (options: { json?: boolean }) => (await import('./lost.ts')).listLost(options));
+  program
+    .command('forget')
+    .description('forget lost devices: no restore makes them again')
+    .argument('[name...]')
+    .option('--all', 'every lost device')
+    .action(async (names: string[], options: { all?: boolean }) => (await import('./lost.ts')).forget(names, options));
+  program
+    .command('adopt')
+    .description('accept the disks that lost devices lead to now, such as files that were copied from another machine')
+    .argument('<name...>')
+    .action(async (names: string[]) => (await import('./lost.ts')).adopt(names));
+  program
+    .command('batch')
+    .description('run commands, one a line, as one change: all of them, or none')
+    .argument('[file]', 'standard input where it is left out or -')
+    .option('--json', 'print the replies as JSON')
+    .addHelpText('after', BATCH_HELP)
+    .action(async (file: string | undefined, options: { json?: boolean }) =>
+      setExitCode(await (await import('./batch.ts')).runBatchCommand(file, options)),
+    );
+  program
+    .command('refresh')
+    .description('take over the sizes that the files and disks below a device have now')
+    .argument('<name>')
+    .action(async (name: string) => (await import('./daemon.ts')).refresh(name));
   program
     .command('logs')
     .description('print the daemon’s log')

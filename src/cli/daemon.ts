@@ -4,7 +4,7 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import { ClientControl, findDaemon } from '../client/connect.ts';
+import { findDaemon } from '../client/connect.ts';
 import { connect } from '../client/index.ts';
 import { READY_TEXT } from '../client/start.ts';
 import { type Daemon, startDaemon } from '../daemon/daemon.ts';
@@ -97,18 +97,15 @@ export async function printLogs(): Promise<void> {
   await pipeline(createReadStream(logFile), process.stdout, { end: false });
 }
 
-/** Makes lost devices again. @returns false where some could not be */
-export async function restore(): Promise<boolean> {
-  const control = new ClientControl();
+/** Takes over grown sizes below a device. */
+export async function refresh(name: string): Promise<void> {
+  const client = connect();
   try {
-    const results = await control.call('restore', {});
-    for (const { name, error } of results) {
-      if (error === null) process.stdout.write(`${name}\n`);
-      else process.stderr.write(`dmkit: ${name} could not be restored: ${error}\n`);
-    }
-    return results.every(({ error }) => error === null);
+    const changed = await client.refresh(name);
+    for (const { name: lower, sectorCount } of changed) process.stdout.write(`${lower}: ${sectorCount} sectors now\n`);
+    if (changed.length === 0) process.stdout.write('every size is as it was\n');
   } finally {
-    await control.close();
+    await client.close();
   }
 }
 

@@ -6,13 +6,14 @@ import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import {
   type ChangedExtent,
-  type CreateSnapshotOptions,
   DaemonClient,
   type DroppedSnapshot,
+  type PlannedDevice,
   type SnapshotPlan,
   type SnapshotStatus,
   type StoreKind,
 } from '../client/index.ts';
+import type { OverlayArgs } from '../control/requests.ts';
 import { bytesText } from './copy-progress.ts';
 import { quoted } from './exec.ts';
 import { watchMerge } from './snapshot-progress.ts';
@@ -30,6 +31,9 @@ export interface CreateCommandOptions {
   store: StoreKind;
   lazyCommit?: boolean;
   originName?: string;
+  force?: boolean;
+  /** Origins and names by turns. */
+  and?: string[];
   dryRun?: boolean;
   json?: boolean;
 }
@@ -71,16 +75,18 @@ function printJson(value: unknown): void {
   print(JSON.stringify(value, null, 2));
 }
 
-/** The commands that do what a plan says. */
-function commandsOf(plan: SnapshotPlan): string[] {
-  const { cow, cowByteLength, makesCow, growsCow, originDevice, suspends, overlay } = plan;
-  const create = ({ name, table }: { name: string; table: string }): string =>
+/** The commands that do the same by hand. */
+function commandsOf(plans: readonly SnapshotPlan[]): string[] {
+  const create = ({ name, table }: PlannedDevice): string =>
     `dmkit create ${quoted(name)} --table ${quoted(table)}`;
+  const suspends = [...new Set(plans.flatMap((plan) => plan.suspends))];
   return [
-    ...(makesCow || growsCow ? [`truncate -s ${cowByteLength} ${quoted(cow)}`] : []),
-    ...(originDevice === null ? [] : [create(originDevice)]),
+    ...plans.flatMap(({ cow, cowByteLength, makesCow, growsCow }) =>
+      makesCow || growsCow ? [`truncate -s ${cowByteLength} ${quoted(cow)}`] : [],
+    ),
+    ...new Set(plans.flatMap(({ originDevice }) => (originDevice === null ? [] : [create(originDevice)]))),
     ...suspends.map((name) => `dmkit suspend ${quoted(name)}`),
-    create(overlay),
+    ...plans.map(({ overlay }) => create(overlay)),
     ...suspends.map((name) => `dmkit resume ${quoted(name)}`),
   ];
 }
@@ -94,28 +100,46 @@ function printCreated(plan: SnapshotPlan): void {
   print(`${overlay.name}: ${overlay.table}`);
 }
 
-export async function createOverlay(origin: string, name: string, options: CreateCommandOptions): Promise<void> {
-  const { cow, cowFolder, size, chunk, store, lazyCommit, originName, dryRun, json } = options;
-  const wanted: CreateSnapshotOptions = { origin, name, store };
-  if (cow !== undefined) wanted.cow = cow;
-  if (cowFolder !== undefined) wanted.cowFolder = cowFolder;
-  if (size !== undefined) wanted.cowByteLength = parseSize(size, 'size');
-  if (chunk !== undefined) wanted.chunkSectorCount = parseSize(chunk, 'chunk') / SECTOR_SIZE;
-  if (lazyCommit) wanted.lazyCommit = true;
-  if (originName !== undefined) wanted.originName = originName;
-  await withClient(async ({ snapshots }) => {
-    // An origin that was suspended must not stay so.
-    const ignore = (): void => {};
-    process.on('SIGINT', ignore);
-    try {
-      const plan = await (dryRun ? snapshots.plan(wanted) : snapshots.create(wanted));
-      if (json) printJson({ ...plan, done: dryRun !== true, commands: commandsOf(plan) });
-      else if (dryRun) for (const line of commandsOf(plan)) print(line);
-      else printCreated(plan);
-    } finally {
-      process.off('SIGINT', ignore);
-    }
-  });
+/** The overlays that a command line asks for. @throws DmError EINVAL */
+export function createArgs(origin: string, names: readonly string[], options: CreateCommandOptions): OverlayArgs[] {
+  const { cow, cowFolder, size, chunk, store, lazyCommit, originName, force, and = [] } = options;
+  if (and.length % 2 !== 0) throw new DmError(Errno.EINVAL, `--and takes pairs: ORIGIN NAME; ${and.at(-1)} has no name`);
+  const pairs = names.map((name) => [origin, name] as const);
+  for (let at = 0; at < and.length; at += 2) pairs.push([and[at]!, and[at + 1]!]);
+  if (pairs.length > 1 && cow !== undefined) {
+    throw new DmError(Errno.EINVAL, '--cow names one store: make these overlays one by one, or leave it out');
+  }
+  return pairs.map(([one, name]) => ({
+    origin: one,
+    name,
+    store,
+    folder: process.cwd(),
+    ...(cow === undefined ? {} : { cow }),
+    ...(cowFolder === undefined ? {} : { cowFolder }),
+    ...(size === undefined ? {} : { cowByteLength: parseSize(size, 'size') }),
+    ...(chunk === undefined ? {} : { chunkSectorCount: parseSize(chunk, 'chunk') / SECTOR_SIZE }),
+    ...(lazyCommit ? { lazyCommit } : {}),
+    ...(originName === undefined ? {} : { originName }),
+    ...(force ? { force } : {}),
+  }));
+}
+
+export async function createOverlays(
+  origin: string,
+  names: readonly string[],
+  options: CreateCommandOptions,
+): Promise<void> {
+  const { dryRun, json } = options;
+  const wanted = createArgs(origin, names, options).map(({ folder, ...rest }) => ({ ...rest, baseFolder: folder }));
+  const plans = await withClient(({ snapshots }) =>
+    dryRun ? snapshots.planAll(wanted) : snapshots.createAll(wanted),
+  );
+  for (const text of plans.flatMap(({ notices }) => notices)) process.stderr.write(`dmkit: ${text}\n`);
+  if (json) {
+    const told = plans.map((plan) => ({ ...plan, done: dryRun !== true, commands: commandsOf([plan]) }));
+    printJson(told.length === 1 ? told[0] : told);
+  } else if (dryRun) for (const line of commandsOf(plans)) print(line);
+  else for (const plan of plans) printCreated(plan);
 }
 
 // List
@@ -235,6 +259,10 @@ function storeText({ cow, deleted }: DroppedSnapshot, kept: string): string {
   return `${cow}: ${deleted ? 'deleted' : kept}`;
 }
 
+function tellStale({ name, stale }: DroppedSnapshot, when: string): void {
+  for (const path of stale) process.stderr.write(`dmkit: ${name}: the kept store ${path} ${when}\n`);
+}
+
 /** @returns the exit code */
 export async function mergeOverlay(name: string, options: MergeCommandOptions): Promise<number> {
   const { deleteCow = false, json = false } = options;
@@ -249,6 +277,7 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
     watch.stop();
     if (json) print(JSON.stringify({ event: 'merged', ...dropped }));
     else print(`${name}: merged into its origin\n${storeText(dropped, 'kept, and empty')}`);
+    tellStale(dropped, 'belongs to the origin as it was before: it can not be used any more');
     return 0;
   } catch (error) {
     watch.stop();
@@ -260,9 +289,13 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
   }
 }
 
-export async function dropOverlay(name: string, options: { deleteCow?: boolean; json?: boolean }): Promise<void> {
+export async function dropOverlays(
+  names: readonly string[],
+  options: { deleteCow?: boolean; json?: boolean },
+): Promise<void> {
   const { deleteCow = false, json } = options;
-  const dropped = await withClient(({ snapshots }) => snapshots.drop(name, { deleteCow }));
-  if (json) printJson(dropped);
-  else print(`${name}: gone\n${storeText(dropped, 'kept')}`);
+  const all = await withClient(({ snapshots }) => snapshots.dropAll(names, { deleteCow }));
+  if (json) printJson(all.length === 1 ? all[0] : all);
+  else for (const dropped of all) print(`${dropped.name}: gone\n${storeText(dropped, 'kept')}`);
+  for (const dropped of all) tellStale(dropped, 'can not be used any more after the next write to its origin');
 }

@@ -464,5 +464,5 @@ function isTransient({ live }: DeviceRecord): boolean {
 }
 
 function linesOf(table: TableRecord | null): string[] {
-  return table === null ? [] : table.text.join('').split('\n').slice(0, -1);
+  return table === null ? [] : table.text.join('').split('\n').filter((line) => line !== '');
 }

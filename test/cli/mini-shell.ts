@@ -7,7 +7,7 @@ import { Errno } from '../../src/block/errno.ts';
 import { DmError } from '../../src/block/errors.ts';
 import { runDmsetup } from '../../src/cli/dmsetup/interpreter.ts';
 import type { DmsetupIo } from '../../src/cli/dmsetup/io.ts';
-import { LocalControl } from '../../src/daemon/local-control.ts';
+import { LocalControl } from '../../src/control/local-control.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
 import { Targets } from '../../src/targets/index.ts';

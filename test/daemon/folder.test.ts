@@ -3,7 +3,7 @@ import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, symlinkSync, 
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { DaemonFolder, daemonFolder } from '../../src/daemon/folder.ts';
-import { translator } from '../../src/daemon/host-paths.ts';
+import { translator } from '../../src/control/host-paths.ts';
 import { readJournal, withMajor, writeJournal } from '../../src/daemon/journal.ts';
 import { takeLock } from '../../src/daemon/lock.ts';
 import { activate, mapperOver, RecordingDevice } from '../support/stack.ts';

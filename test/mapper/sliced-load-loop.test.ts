@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
-import { DeviceMapper } from '../../src/reactor/device-mapper.ts';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { tempDir } from '../support/tmp.ts';
 
 test('a peer on a socket gets at least 50 answers while 100,000 lines are loaded', async () => {

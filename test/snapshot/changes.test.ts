@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
-import { changedExtents, changedExtentsPage, joined, snapshotReports } from '../../src/reactor/snapshots.ts';
+import { changedExtents, changedExtentsPage, joined, snapshotReports } from '../../src/overlays/changes.ts';
 import { type ChangedExtent, changesPage } from '../../src/targets/snapshot/changes.ts';
 import { ExceptionTable } from '../../src/targets/snapshot/exception-table.ts';
 import { readStore } from '../../src/targets/snapshot/read-store.ts';

@@ -2,7 +2,7 @@
 // goes on when it is asked again.
 import { expect, test } from 'vitest';
 import { Snapshots } from '../../src/client/snapshots.ts';
-import { LocalControl } from '../../src/daemon/local-control.ts';
+import { LocalControl } from '../../src/control/local-control.ts';
 import { Targets } from '../../src/targets/index.ts';
 import { failEveryNth, SimulatedDevice } from '../../src/testing/index.ts';
 import { pattern, World } from './support.ts';

@@ -4,6 +4,7 @@ import { DmError } from '../../block/errors.ts';
 import { parseTable, type TableEntry } from '../../table/text.ts';
 import { eachConcise } from './concise.ts';
 import { CommandFailed, UsageFailed } from './io.ts';
+import { integerOf } from './options.ts';
 import type { DeviceRef, Session } from './session.ts';
 import { printInfo } from './show.ts';
 
@@ -56,16 +57,16 @@ function loadArgs(session: Session): { folder: string; host: boolean } {
   return { folder: session.io.folder, host: session.has('host') };
 }
 
-async function setReadAhead(session: Session, ref: DeviceRef): Promise<void> {
+/** The read-ahead that --readahead asks for; undefined without it. */
+function readAheadOption(session: Session): { sectorCount: number | null; atLeast: boolean } | undefined {
   const text = session.option('readahead');
-  if (text === undefined) return;
+  if (text === undefined) return undefined;
   const number = /^(\+?)(\d+)$/.exec(text);
   if (number === null && text !== 'auto' && text !== 'none') {
     session.io.stderr(`Bad ${session.io.programName} readahead value: ${text}\n`);
     throw new UsageFailed("Couldn't process command line.\n");
   }
-  const sectorCount = text === 'auto' ? null : Number(number?.[2] ?? 0);
-  await session.ask('setReadAhead', ref, { device: ref.address, sectorCount, atLeast: number?.[1] === '+' });
+  return { sectorCount: text === 'auto' ? null : Number(number?.[2] ?? 0), atLeast: number?.[1] === '+' };
 }
 
 interface NewDevice {
@@ -78,7 +79,7 @@ interface NewDevice {
   entries: TableEntry[] | null;
 }
 
-/** create, load and resume; what fails after the first leaves nothing behind. */
+/** create, load and resume, as one request: where one of them fails nothing is left behind. */
 async function makeDevice(session: Session, device: NewDevice): Promise<void> {
   const { major, minor, uuid, entries, readOnly } = device;
   const name = session.names.mangleNew(device.name);
@@ -88,22 +89,16 @@ async function makeDevice(session: Session, device: NewDevice): Promise<void> {
     uuid,
     number: major === undefined ? '' : `(${major}:${minor})`,
   };
-  const status = await session.ask('create', wanted, {
+  const readAhead = readAheadOption(session);
+  const hasTable = entries !== null && entries.length > 0;
+  await session.ask('create', wanted, {
     name,
     ...(uuid === '' ? {} : { uuid: session.names.mangleUuid(uuid) }),
     ...(major === undefined ? {} : { major }),
     ...(minor === undefined ? {} : { minor }),
+    ...(hasTable ? { table: entries, readOnly, ...loadArgs(session) } : {}),
+    ...(hasTable && readAhead !== undefined ? { readAhead } : {}),
   });
-  if (entries === null || entries.length === 0) return;
-  const ref: DeviceRef = { ...wanted, uuid: '', number: `(${status.major}:${status.minor})` };
-  try {
-    await session.ask('load', ref, { device: ref.address, table: entries, readOnly, ...loadArgs(session) });
-    await session.ask('resume', ref, { device: ref.address });
-    await setReadAhead(session, ref);
-  } catch (error) {
-    await session.ask('remove', ref, { device: ref.address });
-    throw error;
-  }
 }
 
 export async function create(session: Session): Promise<void> {
@@ -126,7 +121,7 @@ export async function create(session: Session): Promise<void> {
 
 function numberOption(session: Session, name: string): number | undefined {
   const text = session.option(name);
-  return text === undefined ? undefined : Number(text);
+  return text === undefined ? undefined : integerOf(text);
 }
 
 async function createConcise(session: Session): Promise<void> {
@@ -150,7 +145,8 @@ export async function load(session: Session): Promise<void> {
   const entries = parseSource(session, readTableSource(session, byOption ? first : second));
   const { address: device } = ref!;
   const readOnly = session.has('readonly');
-  await session.ask('load', ref!, { device, table: entries, readOnly, ...loadArgs(session) });
+  const { notices } = await session.ask('load', ref!, { device, table: entries, readOnly, ...loadArgs(session) });
+  for (const text of notices) session.io.note(`${text}\n`);
   if (session.line.verbosity > 0) await printInfo(session, ref!);
 }
 
@@ -190,7 +186,8 @@ export function resume(session: Session): Promise<void> {
   const noflush = session.has('noflush');
   return forEach(session, async (ref) => {
     await session.ask('resume', ref, { device: ref.address, noflush });
-    await setReadAhead(session, ref);
+    const readAhead = readAheadOption(session);
+    if (readAhead !== undefined) await session.ask('setReadAhead', ref, { device: ref.address, ...readAhead });
   });
 }
 
@@ -293,7 +290,8 @@ export async function wait(session: Session): Promise<void> {
   const byOption = session.isAddressedByOption;
   const [ref] = await session.devices(byOption ? [] : session.args.slice(0, 1));
   if (ref === undefined) session.fail('No device specified.');
-  const eventNumber = Number(session.args[byOption ? 0 : 1] ?? 0);
+  // As an unsigned number of 32 bits, like dmsetup's.
+  const eventNumber = integerOf(session.args[byOption ? 0 : 1] ?? '0') >>> 0;
   const status = await session.ask('wait', ref, { device: ref.address, eventNumber });
   if (session.line.verbosity > 0) await printInfo(session, ref, status);
 }

@@ -5,7 +5,7 @@ import type { Control, Reply, RequestArgs, RequestName } from '../../control/req
 import type { DeviceAddress, DeviceStatus } from '../../control/types.ts';
 import { CommandFailed, type DmsetupIo, reasonsOf } from './io.ts';
 import { type ManglingMode, Names } from './names.ts';
-import type { ParsedLine } from './options.ts';
+import { integerOf, type ParsedLine } from './options.ts';
 
 /** A device as the command line names it. */
 export interface DeviceRef {
@@ -81,7 +81,7 @@ export class Session {
     args: RequestArgs<Name>,
   ): Promise<Reply<Name>> {
     try {
-      return await this.control.call(name, args, this.io.signal);
+      return await this.control.call(name, args, { signal: this.io.signal });
     } catch (error) {
       if (!(error instanceof DmError) || error.errno === 0) throw error;
       await this.#tell(name, ref, error);
@@ -90,16 +90,21 @@ export class Session {
   }
 
   async #tell(request: RequestName, ref: DeviceRef | null, error: DmError): Promise<void> {
-    const word = IOCTL_WORDS[request] ?? request;
-    const who = `${ref?.name ?? ''} ${ref?.uuid ?? ''}${ref?.number ?? ''}`;
-    this.io.stderr(`device-mapper: ${word} ioctl on ${who} failed: ${errnoMessage(error.errno)}\n`);
-    for (const reason of await this.#reasons(request, ref, error)) this.io.note(`${reason}\n`);
+    // Of an operation that takes several of the kernel's requests, the one that failed is named.
+    const { step } = error;
+    const failed = (step?.request ?? request) as RequestName;
+    const word = IOCTL_WORDS[failed] ?? failed;
+    const number = step === undefined ? (ref?.number ?? '') : `(${step.major}:${step.minor})`;
+    const device = `${ref?.name ?? ''} ${step === undefined ? (ref?.uuid ?? '') : ''}${number}`;
+    this.io.stderr(`device-mapper: ${word} ioctl on ${device} failed: ${errnoMessage(error.errno)}\n`);
+    for (const reason of await this.#reasons(failed, ref, error)) this.io.note(`${reason}\n`);
   }
 
   async #reasons(request: RequestName, ref: DeviceRef | null, error: DmError): Promise<string[]> {
     if (error instanceof TableError) {
       const [, ...causes] = reasonsOf(error, '');
-      return [`device-mapper: table: ${await this.#numberOf(ref)}: ${error.reason}`, ...causes];
+      const number = error.step === undefined ? await this.#numberOf(ref) : `${error.step.major}:${error.step.minor}`;
+      return [`device-mapper: table: ${number}: ${error.reason}`, ...causes];
     }
     if (LOGGED_AS_IOCTL.includes(request) && error.errno !== ENXIO) return reasonsOf(error, 'device-mapper: ioctl: ');
     // That a device is not there needs no second sentence.
@@ -127,8 +132,8 @@ export class Session {
       return [{ address: { uuid: mangled }, name: '', uuid, number: '' }];
     }
     if (this.has('major')) {
-      const major = Number(this.option('major'));
-      const minor = Number(this.option('minor'));
+      const major = integerOf(this.option('major') ?? '');
+      const minor = integerOf(this.option('minor') ?? '');
       return [{ address: { major, minor }, name: '', uuid: '', number: `(${major}:${minor})` }];
     }
     const refs: DeviceRef[] = [];

@@ -41,6 +41,14 @@ function tablesText({ live, inactive }: DeviceStatus): string {
   return inactive ? 'INACTIVE' : 'None';
 }
 
+/** By which client, since when, and why; beside dmsetup's own lines, which scripts read. */
+function suspensionText({ suspendedBy }: DeviceStatus): string | null {
+  if (suspendedBy === null) return null;
+  const { pid, command, since, reason } = suspendedBy;
+  const client = pid === undefined ? 'suspended' : `suspended by process ${pid} (${command})`;
+  return `${reason === null ? client : `it stays suspended: ${reason};`} since ${new Date(since).toISOString()}`;
+}
+
 function printLong(session: Session, status: DeviceStatus): void {
   const name = session.names.show(status.name);
   session.print(`Name:              ${name}\nState:             ${stateText(status)}\n`);
@@ -59,6 +67,8 @@ function printLong(session: Session, status: DeviceStatus): void {
       '',
     ].join('\n'),
   );
+  const suspension = suspensionText(status);
+  if (suspension !== null) session.io.note(`${name}: ${suspension}\n`);
 }
 
 /** The long form, as -v adds it to other commands. @throws CommandFailed */

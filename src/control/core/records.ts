@@ -2,8 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import type { DiskIdentity } from '../../devices/identity.ts';
 import { MappedDevice } from '../../mapper/mapped-device.ts';
-import type { Table } from '../../table/table.ts';
-import { tablePieces } from '../../table/table-text.ts';
+import { type Table, tablePieces } from '../../table/table.ts';
 import type { ControlHost } from './host.ts';
 
 /** A disk that a table names, and what it is known by. */

@@ -14,12 +14,6 @@ import { changed, checkSignal } from './waiting.ts';
 
 type Step = () => void | Promise<void>;
 
-/** The request of a compound one that failed, for messages: `error.step`. */
-function withStep(error: unknown, request: string, device: MappedDevice): unknown {
-  if (error instanceof DmError) error.step ??= { request, major: device.major, minor: device.minor };
-  return error;
-}
-
 export class Transaction {
   readonly host: ControlHost;
   readonly context: RequestContext;
@@ -65,6 +59,14 @@ export class Transaction {
     for (const step of this.#finish.splice(0)) await step();
   }
 
+  /** Names the part of a compound request that failed, for messages. */
+  #withStep(error: unknown, request: string, device: MappedDevice): unknown {
+    if (error instanceof DmError && this.#created.has(device)) {
+      error.step ??= { request, major: device.major, minor: device.minor };
+    }
+    return error;
+  }
+
   // Steps
 
   create(name: string, options: CreateOptions): MappedDevice {
@@ -99,7 +101,7 @@ export class Transaction {
         },
       }, this.context.signal);
     } catch (error) {
-      throw withStep(error, 'load', device);
+      throw this.#withStep(error, 'load', device);
     }
     this.touched.add(device);
     if (!wasKept) return;
@@ -147,7 +149,7 @@ export class Transaction {
       await changed(this.context.signal, (done) => mapper.resume(device, options, done));
     } catch (error) {
       held?.release();
-      throw withStep(error, 'resume', device);
+      throw this.#withStep(error, 'resume', device);
     }
     this.touched.add(device);
     if (held !== null) this.onFinish(() => held.release());

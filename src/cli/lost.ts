@@ -1,0 +1,60 @@
+// The commands about devices that a daemon lost when it ended.
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { connect, type DaemonClient } from '../client/index.ts';
+
+async function withClient<Result>(work: (client: DaemonClient) => Promise<Result>): Promise<Result> {
+  const client = connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.close();
+  }
+}
+
+function warn(text: string): void {
+  process.stderr.write(`dmkit: ${text}\n`);
+}
+
+/** Makes lost devices again. @returns false where some could not be */
+export async function restore(names: readonly string[], { force = false }: { force?: boolean }): Promise<boolean> {
+  const results = await withClient((client) => client.restore(names.length === 0 ? undefined : names, { force }));
+  for (const { name, error, notices } of results) {
+    if (error === null) process.stdout.write(`${name}\n`);
+    else if (error.startsWith('not restored')) warn(`${name}: ${error}`);
+    else warn(`${name} could not be restored: ${error}`);
+    for (const notice of notices) warn(`${name}: ${notice}`);
+  }
+  if (results.some(({ error }) => error !== null)) {
+    warn('devices that could not be restored stay listed: "dmkit lost" shows them, "dmkit forget NAME" drops one');
+  }
+  return results.every(({ error }) => error === null);
+}
+
+export async function listLost({ json = false }: { json?: boolean }): Promise<void> {
+  const { devices, damage } = await withClient((client) => client.lost());
+  for (const text of damage) warn(text);
+  if (json) {
+    process.stdout.write(`${JSON.stringify(devices, null, 2)}\n`);
+    return;
+  }
+  if (devices.length === 0) process.stdout.write('No lost devices\n');
+  for (const { name, table, error } of devices) {
+    for (const line of table.length === 0 ? ['(no table)'] : table) process.stdout.write(`${name}: ${line}\n`);
+    if (error !== null) process.stdout.write(`${name}: could not be restored: ${error}\n`);
+  }
+}
+
+export async function forget(names: readonly string[], { all = false }: { all?: boolean }): Promise<void> {
+  await withClient(async (client) => {
+    const wanted = all ? [...new Set((await client.lost()).devices.map(({ name }) => name))] : names;
+    if (wanted.length === 0 && !all) throw new DmError(Errno.EINVAL, 'a name is needed, or --all');
+    if (wanted.length > 0) await client.forget(wanted);
+  });
+}
+
+export async function adopt(names: readonly string[]): Promise<void> {
+  const sentences = await withClient((client) => client.adopt(names));
+  for (const text of sentences) process.stdout.write(`${text}\n`);
+  if (sentences.length === 0) process.stdout.write('every disk is the same as before\n');
+}
