@@ -36,14 +36,19 @@ export function writeAll(fd: number, bytes: Uint8Array, position: number): void 
   }
 }
 
+/** Whether an error of a folder's sync says that the file system has no such thing. */
+export function isWithoutFolderSync(error: unknown): boolean {
+  const errno = errnoFromException(error);
+  return errno === Errno.EINVAL || errno === Errno.EOPNOTSUPP;
+}
+
 /** Makes the names in a folder durable; a file system that can't sync folders is left to its ways. */
 export function syncFolder(path: string): void {
   const fd = fileCalls.open(path, constants.O_RDONLY | constants.O_DIRECTORY, 0);
   try {
     fileCalls.fsync(fd);
   } catch (error) {
-    const errno = errnoFromException(error);
-    if (errno !== Errno.EINVAL && errno !== Errno.EOPNOTSUPP) throw error;
+    if (!isWithoutFolderSync(error)) throw error;
   } finally {
     closeSync(fd);
   }
