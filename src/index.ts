@@ -1,5 +1,20 @@
 // The public entry of dmkit.
 
+export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './api/device-mapper.ts';
+export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './api/disk.ts';
+export * from './api/dm-io-global.ts';
+export * from './api/dm-io-promise.ts';
+export * from './api/kcopyd-promise.ts';
+export {
+  type CreateSnapshotOptions,
+  type DropOptions,
+  type DroppedSnapshot,
+  type MergeOptions,
+  type MergeProgress,
+  type SnapshotPlan,
+  Snapshots,
+} from './api/snapshots.ts';
+export { changedExtentsOfStore } from './api/store-changes.ts';
 export * from './block/bio.ts';
 export type { BlockDevice, ExtentCallback } from './block/block-device.ts';
 export { EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, extentDepth, queryExtent, submitBio } from './block/block-device.ts';
@@ -23,14 +38,6 @@ export * from './dm-io/index.ts';
 export * from './kcopyd/index.ts';
 export { MappedDevice, type SuspendOptions } from './mapper/mapped-device.ts';
 export { type CreateOptions, Mapper } from './mapper/mapper.ts';
-export { DeviceMapper, type DeviceMapperOptions, type TableOptions } from './api/device-mapper.ts';
-export { changedExtentsOfStore } from './api/store-changes.ts';
-export { Disk, type Extent, type WriteOptions, type WriteZeroesOptions } from './api/disk.ts';
-export * from './api/dm-io-global.ts';
-export * from './api/dm-io-promise.ts';
-export * from './api/kcopyd-promise.ts';
-export { NodeLoop } from './reactor/node-loop.ts';
-export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
 export {
   type ChangedExtent,
   changedExtents,
@@ -39,5 +46,7 @@ export {
   type SnapshotReport,
   snapshotReports,
 } from './overlays/changes.ts';
+export { NodeLoop } from './reactor/node-loop.ts';
+export type { RemoteDevicesOptions } from './reactor/remote-devices.ts';
 export { formatTable, parseTable, type TableEntry } from './table/text.ts';
 export { builtinTargets, Targets } from './targets/index.ts';

@@ -3,18 +3,19 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { AnyTargetType } from '../block/target.ts';
+import { LocalControl, type LocalControlOptions } from '../control/local-control.ts';
 import { DeviceRegistry, type DirectIoChoice, type HeldFile } from '../devices/index.ts';
 import { isNbdUri } from '../devices/nbd-uri.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { MappedDevice, SuspendOptions } from '../mapper/mapped-device.ts';
 import { type CreateOptions, Mapper, refusePinned } from '../mapper/mapper.ts';
-import { LocalControl, type LocalControlOptions } from '../control/local-control.ts';
-import type { TableEntry } from '../table/text.ts';
-import { builtinTargets, Targets } from '../targets/index.ts';
-import { Disk } from './disk.ts';
 import { chooseMajor } from '../reactor/major.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
 import { RemoteDevices, type RemoteDevicesOptions } from '../reactor/remote-devices.ts';
+import type { TableEntry } from '../table/text.ts';
+import { builtinTargets, Targets } from '../targets/index.ts';
+import { Disk } from './disk.ts';
+import { Snapshots } from './snapshots.ts';
 
 export interface DeviceMapperOptions {
   /** Where relative paths in tables start; the working directory unless given. */
@@ -63,6 +64,8 @@ export class DeviceMapper {
   readonly remotes: RemoteDevices;
   /** Everything that can be asked of the devices, as a daemon is asked; {@link Snapshots} work with it too. */
   readonly control: LocalControl;
+  /** Overlays as a whole: made, merged and dropped. */
+  readonly snapshots: Snapshots;
   readonly #disks = new Set<Disk>();
   readonly #whenNoDisks: (() => void)[] = [];
 
@@ -80,6 +83,7 @@ export class DeviceMapper {
     this.mapper = new Mapper(this.targets, this.devices, chooseMajor(), services);
     const { mapper, targets, devices, remotes } = this;
     this.control = new LocalControl({ mapper, targets, devices, remotes, ...options.control });
+    this.snapshots = new Snapshots(this.control);
   }
 
   /**

@@ -39,9 +39,11 @@ export function addSnapshotCommands(program: Command, setExitCode: (code: number
     .helpCommand(false);
   const load = () => import('./snapshot.ts');
 
-  createOptions(snapshot.command('create')).action(async (origin: string, names: string[], options: CreateCommandOptions) => {
-    await (await load()).createOverlays(origin, names, options);
-  });
+  createOptions(snapshot.command('create')).action(
+    async (origin: string, names: string[], options: CreateCommandOptions) => {
+      await (await load()).createOverlays(origin, names, options);
+    },
+  );
   snapshot
     .command('list')
     .description('every overlay: its origin, chunks used, and how it is')
@@ -67,9 +69,11 @@ export function addSnapshotCommands(program: Command, setExitCode: (code: number
     .action(async (name: string, options: MergeCommandOptions) => {
       setExitCode(await (await load()).mergeOverlay(name, options));
     });
-  dropOptions(snapshot.command('drop')).action(async (names: string[], options: { deleteCow?: boolean; json?: boolean }) => {
-    await (await load()).dropOverlays(names, options);
-  });
+  dropOptions(snapshot.command('drop')).action(
+    async (names: string[], options: { deleteCow?: boolean; json?: boolean }) => {
+      await (await load()).dropOverlays(names, options);
+    },
+  );
 }
 
 function createOptions(command: Command): Command {
@@ -79,7 +83,10 @@ function createOptions(command: Command): Command {
     .argument('<name...>')
     .option('--and <origin and name...>', 'further overlays of the same moment: ORIGIN NAME [ORIGIN NAME]...')
     .option('--cow <file>', 'the store; an existing one goes on. Without it NAME.cow is made, which must be new')
-    .option('--cow-folder <folder>', "the folder in which NAME.cow is made; without it the folder of the origin's image")
+    .option(
+      '--cow-folder <folder>',
+      "the folder in which NAME.cow is made; without it the folder of the origin's image",
+    )
     .option('--size <size>', 'bytes of the store; without it there is room for a change of everything')
     .option('--chunk <size>', 'a power of two; without it 16K, or the size in an existing store')
     .addOption(
@@ -109,7 +116,10 @@ export async function overlayStep(words: readonly string[]): Promise<{ name: Bat
   let step: { name: BatchStep; args: object } | null = null;
   let said = '';
   const program = new Command('snapshot').exitOverride().helpCommand(false);
-  program.configureOutput({ writeErr: (text) => void (said += text), writeOut: (text) => void (said += text) });
+  const say = (text: string): void => {
+    said += text;
+  };
+  program.configureOutput({ writeErr: say, writeOut: say });
   createOptions(program.command('create'))
     .copyInheritedSettings(program)
     .action((origin: string, names: string[], options: CreateCommandOptions) => {

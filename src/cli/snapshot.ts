@@ -77,8 +77,7 @@ function printJson(value: unknown): void {
 
 /** The commands that do the same by hand. */
 function commandsOf(plans: readonly SnapshotPlan[]): string[] {
-  const create = ({ name, table }: PlannedDevice): string =>
-    `dmkit create ${quoted(name)} --table ${quoted(table)}`;
+  const create = ({ name, table }: PlannedDevice): string => `dmkit create ${quoted(name)} --table ${quoted(table)}`;
   const suspends = [...new Set(plans.flatMap((plan) => plan.suspends))];
   return [
     ...plans.flatMap(({ cow, cowByteLength, makesCow, growsCow }) =>
@@ -103,7 +102,8 @@ function printCreated(plan: SnapshotPlan): void {
 /** The overlays that a command line asks for. @throws DmError EINVAL */
 export function createArgs(origin: string, names: readonly string[], options: CreateCommandOptions): OverlayArgs[] {
   const { cow, cowFolder, size, chunk, store, lazyCommit, originName, force, and = [] } = options;
-  if (and.length % 2 !== 0) throw new DmError(Errno.EINVAL, `--and takes pairs: ORIGIN NAME; ${and.at(-1)} has no name`);
+  if (and.length % 2 !== 0)
+    throw new DmError(Errno.EINVAL, `--and takes pairs: ORIGIN NAME; ${and.at(-1)} has no name`);
   const pairs = names.map((name) => [origin, name] as const);
   for (let at = 0; at < and.length; at += 2) pairs.push([and[at]!, and[at + 1]!]);
   if (pairs.length > 1 && cow !== undefined) {
@@ -131,9 +131,7 @@ export async function createOverlays(
 ): Promise<void> {
   const { dryRun, json } = options;
   const wanted = createArgs(origin, names, options).map(({ folder, ...rest }) => ({ ...rest, baseFolder: folder }));
-  const plans = await withClient(({ snapshots }) =>
-    dryRun ? snapshots.planAll(wanted) : snapshots.createAll(wanted),
-  );
+  const plans = await withClient(({ snapshots }) => (dryRun ? snapshots.planAll(wanted) : snapshots.createAll(wanted)));
   for (const text of plans.flatMap(({ notices }) => notices)) process.stderr.write(`dmkit: ${text}\n`);
   if (json) {
     const told = plans.map((plan) => ({ ...plan, done: dryRun !== true, commands: commandsOf([plan]) }));

@@ -8,7 +8,7 @@ const EXIT_FAILURE = 1;
 export function tellLost(names: readonly string[]): void {
   const what = names.length === 1 ? `the device ${names[0]} is` : `the devices ${names.join(', ')} are`;
   process.stderr.write(
-    `dmkit: the daemon ended without being told to, and ${what} gone. "dmkit restore" makes them again, "dmkit remove_all" forgets them.\n`,
+    `dmkit: the daemon ended without being told to, and ${what} gone. "dmkit restore" makes them again, "dmkit forget NAME" or "dmkit forget --all" forgets them.\n`,
   );
 }
 

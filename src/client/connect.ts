@@ -5,7 +5,7 @@ import { errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { RequestContext } from '../control/core/host.ts';
 import { RemoteControl } from '../control/remote-control.ts';
-import { type Control, type Reply, REQUESTS, type RequestArgs, type RequestName } from '../control/requests.ts';
+import { type Control, REQUESTS, type Reply, type RequestArgs, type RequestName } from '../control/requests.ts';
 import { type DaemonFolder, daemonFolder } from '../daemon/folder.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
 import { startInBackground } from './start.ts';
@@ -78,6 +78,8 @@ export class ClientControl implements Control {
     try {
       const remote = await this.#find(name);
       if (remote !== null) return await remote.call(name, args, context);
+      // A plan changes nothing, and needs no daemon.
+      if (name === 'overlayPlan') return (await planHere(args as RequestArgs<'overlayPlan'>)) as Reply<Name>;
       return (await REQUESTS[name].withoutDaemon()) as Reply<Name>;
     } finally {
       // A closed client keeps no connection beyond its calls, or its program would not end.
@@ -147,5 +149,15 @@ export class ClientControl implements Control {
     const remote = this.#remote;
     this.#remote = null;
     await remote?.close();
+  }
+}
+
+async function planHere(args: RequestArgs<'overlayPlan'>): Promise<Reply<'overlayPlan'>> {
+  const { DeviceMapper } = await import('../api/device-mapper.ts');
+  const dm = new DeviceMapper();
+  try {
+    return await dm.control.call('overlayPlan', args);
+  } finally {
+    await dm.close();
   }
 }

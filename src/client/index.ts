@@ -1,12 +1,22 @@
 // `dmkit/client`: everything that the command does, from a program.
+
+import { Snapshots } from '../api/snapshots.ts';
 import { methodsOf, type Reply, type RequestArgs, type RequestMethods, type RequestName } from '../control/requests.ts';
-import type { Dependency, DeviceStatus, LoadReply, LostReply, Restored, StatusLine, TargetVersion } from '../control/types.ts';
+import type {
+  Dependency,
+  DeviceStatus,
+  LoadReply,
+  LostReply,
+  Restored,
+  StatusLine,
+  TargetVersion,
+} from '../control/types.ts';
 import { DaemonFolder } from '../daemon/folder.ts';
 import { formatNbdUri } from '../nbd/protocol/uri.ts';
 import type { TableEntry } from '../table/text.ts';
 import { ClientControl } from './connect.ts';
-import { Snapshots } from './snapshots.ts';
 
+export * from '../api/snapshots.ts';
 export { DmError, TableError } from '../block/errors.ts';
 export type {
   Dependency,
@@ -20,7 +30,6 @@ export type {
   TargetVersion,
 } from '../control/types.ts';
 export type { ChangedExtent, SnapshotCondition, SnapshotCounters } from '../overlays/changes.ts';
-export * from './snapshots.ts';
 
 export interface ConnectOptions {
   /** The daemon's folder; DMKIT_DIR and the rest of the command's rules unless given. */

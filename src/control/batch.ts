@@ -1,6 +1,7 @@
 // Several requests as one change: all of them, or none.
-import { DmError } from '../block/errors.ts';
+
 import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
 import type { RequestContext } from './core/host.ts';
 import type { Plane } from './core/plane.ts';
 import type { Transaction } from './core/transaction.ts';

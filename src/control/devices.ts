@@ -4,6 +4,7 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Table } from '../table/table.ts';
+import { changedPaths } from './changed-paths.ts';
 import type { RequestContext } from './core/host.ts';
 import { reopening } from './core/live-table.ts';
 import type { Plane } from './core/plane.ts';
@@ -13,7 +14,6 @@ import { changed } from './core/waiting.ts';
 import type { RequestArgs } from './requests.ts';
 import type { DeviceAddress } from './schema.ts';
 import { depsOf, linesOf, ReadAheads, statusOf } from './status.ts';
-import { changedPaths } from './changed-paths.ts';
 import type { Dependency, DeviceStatus, LoadReply, StatusLine, TableReply, TargetVersion } from './types.ts';
 
 /** How a load's device arguments are to be read, for a caller in `folder`. */
@@ -217,7 +217,7 @@ export class DeviceOperations {
     const { inactiveTable } = device;
     this.#mapper.refusePinned(device);
     const live = await describeTable(inactiveTable ?? device.table, this.#plane.host);
-    if (live !== null) await this.#plane.foretell(device, { live, inactive: null, suspended: false });
+    if (live !== null) await this.#plane.foretell(device, { live, inactive: null, suspended: false, suspension: null });
     const noflush = args.noflush ?? false;
     try {
       await changed(signal, (done) => this.#mapper.resume(device, { noflush }, done));
@@ -264,4 +264,3 @@ export class DeviceOperations {
 export function sameDisks(plane: Plane, ...tables: readonly (Table | null)[]) {
   return reopening(plane.host, ...tables.filter((table) => table !== null));
 }
-

@@ -1,7 +1,7 @@
 // The journal of a daemon: opened at its start, when the devices of the daemon before it become lost ones, and what that one
 // left half done is cleared away.
-import { existsSync, renameSync, rmSync, statSync } from 'node:fs';
-import { errnoFromException } from '../block/errno.ts';
+import { readFileSync, renameSync, rmSync, statSync } from 'node:fs';
+import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { deleteSame } from '../overlays/drop.ts';
 import { clearFiles } from '../overlays/store-file.ts';
@@ -20,7 +20,7 @@ import {
   UNLINK_PREFIX,
 } from './core/records.ts';
 import { type JournalV1, readJournalV1 } from './journal-v1.ts';
-import { type Damage, readRecords, RecordFile } from './record-file.ts';
+import { type Damage, RecordFile, readRecords } from './record-file.ts';
 import type { LostRecord } from './recovery.ts';
 
 export interface JournalFiles {
@@ -82,35 +82,37 @@ export class Journal implements JournalSink {
   }
 }
 
+/** A file of version 0.1; null where there is none, or one of another version. */
+function readOld(path: string): JournalV1 | null {
+  try {
+    return readFileSync(path).includes('"format":1,') ? readJournalV1(path) : null;
+  } catch (error) {
+    if (errnoFromException(error) === Errno.ENOENT) return null;
+    throw error;
+  }
+}
+
 /** @throws DmError for a journal of a newer version, a full disk … */
 export function openJournal(files: JournalFiles): OpenedJournal {
   const damage: string[] = [];
-  const old = [files.lostJournal, files.journal].flatMap((path) => {
-    const state = readJournalV1(path);
-    if (state === null) return [];
-    for (const text of state.damage) damage.push(`${path}: ${text}`);
-    return [{ path, state }];
-  });
-  // Read, and out of the way of the new one, which has everything before the old one goes.
+  // A crash in the middle of this leaves the old file under its other name, and it is read again.
   const aside = `${files.journal}.0.1`;
-  if (old.some(({ path }) => path === files.journal)) renameSync(files.journal, aside);
+  if (readOld(files.journal) !== null) renameSync(files.journal, aside);
+  const oldPaths = [files.lostJournal, aside].filter((path) => readOld(path) !== null);
   const { file, state } = RecordFile.open(files.journal);
   damage.push(...sentencesOf(files.journal, state.damage));
   const changes = new Map<string, Json>();
-  for (const { state: one } of [...old, ...(old.length === 0 && existsSync(aside) ? [asideState(aside)] : [])]) {
-    importV1(one, changes);
+  for (const path of oldPaths) {
+    const old = readOld(path)!;
+    damage.push(...sentencesOf(path, old.damage));
+    importV1(old, changes);
   }
   const redo: (() => void)[] = [];
   for (const [key, value] of file.values) atStart(key, value, changes, redo);
   for (const step of redo) step();
   if (changes.size > 0) file.commitNow(changes);
-  for (const { path } of old) if (path !== files.journal) rmSync(path, { force: true });
-  rmSync(aside, { force: true });
+  for (const path of oldPaths) rmSync(path, { force: true });
   return { journal: new Journal(file), damage };
-}
-
-function asideState(path: string): { path: string; state: JournalV1 } {
-  return { path, state: readJournalV1(path) ?? { major: 0, devices: [], damage: [] } };
 }
 
 function sentencesOf(path: string, damage: readonly Damage[]): string[] {
@@ -161,10 +163,11 @@ function importV1(state: JournalV1, changes: Map<string, Json>): void {
       uuid: device.uuid,
       minor: device.minor,
       suspended: device.suspended,
+      suspension: null,
       deferredRemove: false,
       live: table(device.live),
       inactive: table(device.inactive),
-      major: state.major,
+      ...(state.major === null ? {} : { major: state.major }),
     };
     changes.set(LOST_PREFIX + id, { device: record, error: null } as unknown as Json);
   }
@@ -178,7 +181,7 @@ function lineText(line: { sector: number; sectorCount: number; type: string; par
 export function lostNames(files: JournalFiles): string[] {
   const names = new Set<string>();
   for (const path of [files.lostJournal, files.journal]) {
-    for (const { name } of readJournalV1(path)?.devices ?? []) names.add(name);
+    for (const { name } of readOld(path)?.devices ?? []) names.add(name);
   }
   if (names.size > 0) return [...names].sort();
   for (const [key, value] of readRecords(files.journal)?.values ?? []) {

@@ -9,7 +9,7 @@ import { DeviceOperations, type Translator } from './devices.ts';
 import type { DaemonOperations, Operations } from './operations.ts';
 import { OverlayOperations } from './overlay-operations.ts';
 import type { Recovery } from './recovery.ts';
-import { type Control, type Reply, REQUESTS, type RequestArgs, type RequestName } from './requests.ts';
+import { type Control, REQUESTS, type Reply, type RequestArgs, type RequestName } from './requests.ts';
 import { type Fields, objection } from './schema.ts';
 
 export interface LocalControlOptions extends ControlHost, PlaneHooks {

@@ -1,6 +1,7 @@
 // The objects that do what requests ask for, as the table of requests sees them.
-import type { DeviceOperations } from './devices.ts';
+
 import type { RequestContext } from './core/host.ts';
+import type { DeviceOperations } from './devices.ts';
 import type { OverlayOperations } from './overlay-operations.ts';
 import type { Recovery } from './recovery.ts';
 import type { BatchStep } from './requests.ts';

@@ -1,8 +1,9 @@
 // The requests about overlays.
-import { DmError } from '../block/errors.ts';
+
 import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
-import { changedExtentsPage, type ChangesPage, snapshotReports } from '../overlays/changes.ts';
+import { type ChangesPage, changedExtentsPage, snapshotReports } from '../overlays/changes.ts';
 import { OverlayMaking } from '../overlays/create.ts';
 import { OverlayDropping } from '../overlays/drop.ts';
 import { Merges } from '../overlays/merge.ts';
@@ -65,7 +66,8 @@ export class OverlayOperations {
     { overlays }: { overlays: readonly OverlayArgs[] },
   ): Promise<() => OverlayPlan[]> => {
     for (const { name } of overlays) {
-      if (this.merges.has(name)) throw new DmError(Errno.EBUSY, `a merge of ${name} has begun: finish it (merge it again)`);
+      if (this.merges.has(name))
+        throw new DmError(Errno.EBUSY, `a merge of ${name} has begun: finish it (merge it again)`);
     }
     const plans = await new OverlayMaking(this.#plane, transaction).make(overlays);
     return () => plans;

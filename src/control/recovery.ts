@@ -10,6 +10,7 @@ import { DmError, TableError } from '../block/errors.ts';
 import { compareIdentities, type DiskIdentity, identifyPath } from '../devices/identity.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
 import { checkingMarks } from '../overlays/marks.ts';
+import type { Merges } from '../overlays/merge.ts';
 import { parseTable, splitArguments } from '../table/text.ts';
 import type { JournalSink, Json, RequestContext } from './core/host.ts';
 import { loadTable } from './core/load.ts';
@@ -17,7 +18,6 @@ import { asJson, type Plane } from './core/plane.ts';
 import {
   DEVICE_PREFIX,
   type DeviceRecord,
-  describeDevice,
   idOf,
   LOST_PREFIX,
   MERGE_PREFIX,
@@ -27,7 +27,6 @@ import {
 } from './core/records.ts';
 import { changed } from './core/waiting.ts';
 import { type Kin, kinOf } from './kin.ts';
-import type { Merges } from '../overlays/merge.ts';
 import type { LostReply, Restored } from './types.ts';
 
 /** A lost device as the journal has it. */
@@ -185,7 +184,9 @@ export class Recovery {
     if (names.has(argument)) return true;
     return devices.some((device) => {
       const own = names.has(device.name) ? this.#plane.host.devices?.identity(device) : null;
-      return own != null && identity !== null && own.kind === identity.kind && compareIdentities(identity, own) === null;
+      return (
+        own != null && identity !== null && own.kind === identity.kind && compareIdentities(identity, own) === null
+      );
     });
   }
 
@@ -272,7 +273,9 @@ class Restoring {
   async #isMerged(overlay: DeviceRecord): Promise<boolean> {
     const cow = overlay.live === null ? null : storeOf(overlay.live, 'snapshot');
     if (cow === null || !overlay.suspended) return false;
-    const merging = this.#records.find(({ device: { live } }) => live !== null && storeOf(live, 'snapshot-merge') === cow);
+    const merging = this.#records.find(
+      ({ device: { live } }) => live !== null && storeOf(live, 'snapshot-merge') === cow,
+    );
     if (merging === undefined) return false;
     const record = { name: overlay.name, deviceId: merging.device.id, mapsOrigin: true, cow, deleteCow: false };
     await this.#journal.commit(
@@ -329,7 +332,8 @@ class Restoring {
     const numbers = /^(\d+):(\d+)$/.exec(argument);
     if (identity === null) {
       // Version 0.1 kept no identities: a number of ours means the device of the same journal.
-      const lower = numbers === null ? undefined : this.#records.find(({ device }) => device.minor === Number(numbers[2]));
+      const lower =
+        numbers === null ? undefined : this.#records.find(({ device }) => device.minor === Number(numbers[2]));
       const isOurs = lower !== undefined && this.#isOldMajor(argument, record);
       return isOurs ? this.#numberOf(lower!.device.id, lower!.device.name) : argument;
     }
@@ -418,7 +422,8 @@ class Restoring {
       try {
         if (record.suspended && !device.suspended) {
           await changed(undefined, (done) => this.#mapper.suspend(device, {}, () => done(null)));
-          this.#plane.setSuspension(device, null, null);
+          const { client = null, reason = null, since } = record.suspension ?? {};
+          this.#plane.setSuspension(device, client, reason, since);
         }
         if (record.inactive !== null) await this.#load(device, record, record.inactive);
       } catch (error) {
@@ -429,7 +434,7 @@ class Restoring {
     for (const { device, record } of this.#made.values()) {
       // A device that is held back goes on in the journal as it was before, so that a later restore makes it live.
       const isHeld = this.#plane.suspensionOf(device)?.reason != null;
-      const now = isHeld ? { ...record, minor: device.minor } : await describeDevice(device, this.#plane.host);
+      const now = isHeld ? { ...record, minor: device.minor } : await this.#plane.describe(device);
       changes.set(DEVICE_PREFIX + record.id, asJson(now));
       changes.set(LOST_PREFIX + record.id, null);
     }
@@ -464,5 +469,10 @@ function isTransient({ live }: DeviceRecord): boolean {
 }
 
 function linesOf(table: TableRecord | null): string[] {
-  return table === null ? [] : table.text.join('').split('\n').filter((line) => line !== '');
+  return table === null
+    ? []
+    : table.text
+        .join('')
+        .split('\n')
+        .filter((line) => line !== '');
 }

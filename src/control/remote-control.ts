@@ -4,7 +4,7 @@ import { DmError } from '../block/errors.ts';
 import type { Transport } from '../block/reactor.ts';
 import { version } from '../block/version.ts';
 import type { RequestContext } from './core/host.ts';
-import { type Control, type Reply, REQUESTS, type RequestArgs, type RequestName } from './requests.ts';
+import { type Control, REQUESTS, type Reply, type RequestArgs, type RequestName } from './requests.ts';
 import { type Fields, objection } from './schema.ts';
 import {
   decodeError,

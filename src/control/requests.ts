@@ -284,7 +284,8 @@ export const REQUESTS = {
     withoutDaemon: noDaemon,
   }),
   overlayCreate: request({
-    title: 'Makes overlays and their stores. All origins stand still before the first overlay begins. Whole or not at all.',
+    title:
+      'Makes overlays and their stores. All origins stand still before the first overlay begins. Whole or not at all.',
     args: { overlays: listOf(fields(OVERLAY)) },
     reply: 'a list of plans, as they were carried out',
     starts: true,
@@ -310,7 +311,8 @@ export const REQUESTS = {
     args: { names: optional(texts()), force: optional(flag()) },
     reply: 'a list of {name, error, notices}',
     starts: true,
-    run: (on, args, context): Promise<Restored[]> => on.recovery().restore(args.names ?? null, args.force ?? false, context),
+    run: (on, args, context): Promise<Restored[]> =>
+      on.recovery().restore(args.names ?? null, args.force ?? false, context),
     withoutDaemon: noDaemon,
   }),
   lost: request({
@@ -382,10 +384,7 @@ export interface Control {
 
 /** Each request as a method. */
 export type RequestMethods = {
-  [Name in RequestName]: (
-    args: RequestArgs<Name>,
-    context?: Omit<RequestContext, 'client'>,
-  ) => Promise<Reply<Name>>;
+  [Name in RequestName]: (args: RequestArgs<Name>, context?: Omit<RequestContext, 'client'>) => Promise<Reply<Name>>;
 };
 
 export function isRequestName(name: string): name is RequestName {

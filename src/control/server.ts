@@ -114,7 +114,8 @@ class Client {
   /** A client that asks and does not listen waits itself. */
   #checkPause(): void {
     const isFull =
-      this.#running.size >= MAX_CLIENT_REQUEST_COUNT || this.#transport.pendingByteLength > MAX_CLIENT_REPLY_BYTE_LENGTH;
+      this.#running.size >= MAX_CLIENT_REQUEST_COUNT ||
+      this.#transport.pendingByteLength > MAX_CLIENT_REPLY_BYTE_LENGTH;
     if (isFull === this.#isPaused) return;
     this.#isPaused = isFull;
     if (isFull) this.#transport.pause();
@@ -161,7 +162,8 @@ class Client {
     this.#running.set(id, controller);
     this.#checkPause();
     try {
-      if (!isRequestName(name)) throw new DmError(Errno.EINVAL, `no request is called ${JSON.stringify(name.slice(0, 64))}`);
+      if (!isRequestName(name))
+        throw new DmError(Errno.EINVAL, `no request is called ${JSON.stringify(name.slice(0, 64))}`);
       const reply = await this.#options.control.call(name, args as never, {
         signal: controller.signal,
         ...(this.#info === undefined ? {} : { client: this.#info }),

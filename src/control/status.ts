@@ -3,7 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Table } from '../table/table.ts';
-import type { Suspension } from './core/plane.ts';
+import type { Suspension } from './core/records.ts';
 import type { Dependency, DeviceStatus, StatusLine } from './types.ts';
 
 /** The kernel's default, in sectors. */

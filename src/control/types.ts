@@ -1,6 +1,7 @@
 // The words in which requests are answered.
-import type { ClientInfo } from './core/host.ts';
+
 import type { SnapshotReport } from '../overlays/changes.ts';
+import type { ClientInfo } from './core/host.ts';
 
 export type { DeviceAddress } from './schema.ts';
 

@@ -190,7 +190,8 @@ export function detachTables(args: object): { args: object; texts: Uint8Array[][
       result = { ...result, table: { text: texts.length } satisfies TextReference };
       texts.push([Buffer.from(textOf(table))]);
     }
-    if (Array.isArray(steps)) result = { ...result, steps: steps.map((step) => ({ ...step, args: detach(step.args) })) };
+    if (Array.isArray(steps))
+      result = { ...result, steps: steps.map((step) => ({ ...step, args: detach(step.args) })) };
     return result;
   };
   return { args: detach(args), texts };

@@ -1,8 +1,8 @@
 // What every act of the demo uses: a folder, a device mapper, and words on the terminal.
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type NbdService, serveNbd } from '../nbd/serve.ts';
 import { DeviceMapper } from '../api/device-mapper.ts';
+import { type NbdService, serveNbd } from '../nbd/serve.ts';
 
 /** Bytes in a sector, and the sectors of each image that the demo makes: 4 MiB. */
 export const SECTOR_SIZE = 512;

@@ -1,7 +1,8 @@
 // Act 4: dm-io. One buffer written to three devices at once, one of which fails.
+
+import { dmIoPromise } from '../api/dm-io-promise.ts';
 import { REQ_OP_WRITE } from '../block/bio.ts';
 import { DmIoError } from '../dm-io/index.ts';
-import { dmIoPromise } from '../api/dm-io-promise.ts';
 import { byHand, check, IMAGE_SECTOR_COUNT, SECTOR_SIZE, type Stage, say, title } from './stage.ts';
 
 const FIRST_SECTOR = 2040;

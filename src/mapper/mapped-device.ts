@@ -228,11 +228,7 @@ export class MappedDevice implements RequestOwner {
    * @param keepPrevious takes the table that was in the slot, instead of its end
    * @throws TableError from that first check, DmError EINVAL where an immutable target would be replaced by another type
    */
-  *loadSteps(
-    table: Table,
-    mayTake: () => void = () => {},
-    keepPrevious?: (previous: Table | null) => void,
-  ): Steps {
+  *loadSteps(table: Table, mayTake: () => void = () => {}, keepPrevious?: (previous: Table | null) => void): Steps {
     let isTaken = false;
     try {
       this.#checkImmutable(table);

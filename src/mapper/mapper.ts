@@ -6,10 +6,10 @@ import { DmError } from '../block/errors.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
 import { sourceSteps, TableBuilder } from '../table/builder.ts';
 import { runSteps, type Steps } from '../table/steps.ts';
+import type { Table } from '../table/table.ts';
 import type { TableEntry } from '../table/text.ts';
 import { MappedDevice, type SuspendOptions } from './mapped-device.ts';
 import type { StateChange } from './state-change.ts';
-import type { Table } from '../table/table.ts';
 
 const MAX_NAME_LENGTH = 127;
 const MAX_UUID_LENGTH = 128;

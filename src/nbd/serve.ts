@@ -1,9 +1,10 @@
 // Serving the devices of a DeviceMapper over NBD: listening, one export a device, and the end of it.
+
+import type { DeviceMapper } from '../api/device-mapper.ts';
+import type { Disk } from '../api/disk.ts';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { socketCalls } from '../engine/socket-calls.ts';
-import type { DeviceMapper } from '../api/device-mapper.ts';
-import type { Disk } from '../api/disk.ts';
 import { isLoopback, type ListenAddress, type Listener } from '../reactor/node-loop.ts';
 import { formatNbdUri, type NbdUri } from './protocol/uri.ts';
 import { NbdServer, type NbdServerOptions } from './server/server.ts';

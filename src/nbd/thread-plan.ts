@@ -1,8 +1,9 @@
 // What the threads of an NBD server have to know, and which devices can be served by several of them.
+
+import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { HeldFile } from '../devices/index.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
-import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { NbdTlsOptions } from './tls.ts';
 
 /** Every thread builds its own table. A longer one takes too much memory and time for that. */

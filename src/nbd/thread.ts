@@ -1,9 +1,9 @@
 // A thread of an NBD server, as a worker runs it: builds the devices that it is told of, serves the connections that it is
 // given, stops when it is told to. See threads.ts.
 import { parentPort, workerData } from 'node:worker_threads';
-import { allowSocketCalls } from '../engine/socket-calls.ts';
 import { DeviceMapper } from '../api/device-mapper.ts';
 import type { Disk } from '../api/disk.ts';
+import { allowSocketCalls } from '../engine/socket-calls.ts';
 import { closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
 import { MalformedError } from './protocol/info.ts';

@@ -5,10 +5,10 @@
 // A thread sleeps where every Node.js thread does, in its event loop: so it ends whenever it is told to. One that blocks
 // in the kernel by itself was measured and gains nothing (docs/performance.md).
 import { Worker } from 'node:worker_threads';
+import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { Transport } from '../block/reactor.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
-import type { DeviceMapper } from '../api/device-mapper.ts';
 import { MalformedError } from './protocol/info.ts';
 import { MAX_CONNECTION_COUNT, MAX_SERVER_BYTE_LENGTH, SHUTDOWN_TIMEOUT_MILLISECONDS } from './server/bounds.ts';
 import { canShareRangeLock, shareRangeLock, unshareRangeLock } from './server/range-lock.ts';

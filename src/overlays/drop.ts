@@ -1,15 +1,15 @@
 // Taking overlays away, and the kept stores that lose their worth with a change of their origin.
 import fs from 'node:fs';
+import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import type { BlockDevice } from '../block/block-device.ts';
 import type { Json } from '../control/core/host.ts';
 import type { Plane } from '../control/core/plane.ts';
 import { type KeptStore, STORE_PREFIX, UNLINK_PREFIX } from '../control/core/records.ts';
 import type { Transaction } from '../control/core/transaction.ts';
 import { EngineDevice } from '../devices/engine-device.ts';
-import { snapshotOf } from '../targets/snapshot/report.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
+import { snapshotOf } from '../targets/snapshot/report.ts';
 import { originFacts, readMarkAt } from './marks.ts';
 import { inUse } from './names.ts';
 import type { DroppedOverlay } from './options.ts';

@@ -7,16 +7,22 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { writeAll } from '../files/replace-file.ts';
 import type { ControlHost, JournalSink } from '../control/core/host.ts';
 import { idOf, ORIGIN_PREFIX } from '../control/core/records.ts';
 import { EngineDevice } from '../devices/engine-device.ts';
 import type { DiskIdentity } from '../devices/identity.ts';
+import { writeAll } from '../files/replace-file.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
-import { decodeMark, encodeMark, MARK_BYTE_OFFSET, MAX_MARK_KEY_BYTE_LENGTH, type StoreMark } from '../targets/snapshot/mark.ts';
-import { snapshotOf } from '../targets/snapshot/report.ts';
 import type { Table } from '../table/table.ts';
 import { parseTable, splitArguments, type TableEntry } from '../table/text.ts';
+import {
+  decodeMark,
+  encodeMark,
+  MARK_BYTE_OFFSET,
+  MAX_MARK_KEY_BYTE_LENGTH,
+  type StoreMark,
+} from '../targets/snapshot/mark.ts';
+import { snapshotOf } from '../targets/snapshot/report.ts';
 import { overlaysOnDevice } from './users.ts';
 
 const fdatasync = promisify(fs.fdatasync);
@@ -218,7 +224,10 @@ function storesOf(table: Table | null): { origin: BlockDevice; cow: BlockDevice 
  *
  * @returns undoes it; null where nothing has to be written
  */
-export function attaching(context: MarkContext, table: Table): { attach(): Promise<void>; undo(): Promise<void> } | null {
+export function attaching(
+  context: MarkContext,
+  table: Table,
+): { attach(): Promise<void>; undo(): Promise<void> } | null {
   const stores: { cow: BlockDevice; before: StoreMark; after: StoreMark }[] = [];
   for (const { origin, cow } of storesOf(table)) {
     if (isAttached(context.host, cow)) continue;

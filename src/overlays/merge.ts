@@ -16,7 +16,7 @@ import type { Json, RequestContext } from '../control/core/host.ts';
 import { entriesOf, reopening } from '../control/core/live-table.ts';
 import { loadTable } from '../control/core/load.ts';
 import { asJson, type Plane } from '../control/core/plane.ts';
-import { DEVICE_PREFIX, describeDevice, describeTable, idOf, MERGE_PREFIX, type MergeRecord } from '../control/core/records.ts';
+import { DEVICE_PREFIX, describeTable, idOf, MERGE_PREFIX, type MergeRecord } from '../control/core/records.ts';
 import { Transaction } from '../control/core/transaction.ts';
 import { changed } from '../control/core/waiting.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
@@ -36,7 +36,7 @@ interface Running {
   readonly record: MergeRecord;
   readonly ended: Promise<DroppedOverlay>;
   readonly listeners: Set<(progress: MergeProgress) => void>;
-  last: MergeProgress | null;
+  last(): MergeProgress | null;
 }
 
 export class Merges {
@@ -75,11 +75,12 @@ export class Merges {
 
   #start(name: string, record: MergeRecord): Running {
     const listeners = new Set<(progress: MergeProgress) => void>();
+    let last: MergeProgress | null = null;
     const ended = this.#run(record, (progress) => {
-      running.last = progress;
+      last = progress;
       for (const listener of listeners) listener(progress);
     }).finally(() => this.#running.delete(name));
-    const running: Running = { record, ended, listeners, last: null };
+    const running: Running = { record, ended, listeners, last: () => last };
     this.#running.set(name, running);
     ended.catch((error: Error) => this.#plane.hooks.onError?.(error, `the merge of ${name} stopped`));
     return running;
@@ -153,7 +154,11 @@ export class Merges {
       await this.#loadMerge(transaction, device, device);
       transaction.checkSignal();
       const live = await describeTable(device.inactiveTable, this.#plane.host);
-      await this.#plane.foretell(device, { live, inactive: null, suspended: false }, this.#keyOf(record));
+      await this.#plane.foretell(
+        device,
+        { live, inactive: null, suspended: false, suspension: null },
+        this.#keyOf(record),
+      );
     } catch (error) {
       this.#records.delete(name);
       await transaction.rollBack();
@@ -210,7 +215,13 @@ export class Merges {
       await this.#loadMerge(transaction, origin, device);
       transaction.checkSignal();
       const live = await describeTable(origin.inactiveTable, host);
-      const future = { ...(await describeDevice(origin, host)), live, inactive: null, suspended: false };
+      const future = {
+        ...(await this.#plane.describe(origin)),
+        live,
+        inactive: null,
+        suspended: false,
+        suspension: null,
+      };
       const keys = this.#keyOf(record);
       keys.set(DEVICE_PREFIX + idOf(origin), asJson(future));
       keys.set(DEVICE_PREFIX + idOf(device), null);
@@ -341,14 +352,20 @@ async function removed(plane: Plane, device: MappedDevice): Promise<void> {
   await plane.note(device);
 }
 
-async function waitFor(running: Running, name: string, { signal, onProgress }: RequestContext): Promise<DroppedOverlay> {
+async function waitFor(
+  running: Running,
+  name: string,
+  { signal, onProgress }: RequestContext,
+): Promise<DroppedOverlay> {
   const listener = (progress: MergeProgress): void => onProgress?.(progress);
   running.listeners.add(listener);
-  if (running.last !== null) listener(running.last);
+  const last = running.last();
+  if (last !== null) listener(last);
   let onAbort = (): void => {};
   try {
     return await new Promise((resolve, reject) => {
-      onAbort = () => reject(new DmError(Errno.EINTR, `the merge of ${name} goes on; merge it again to wait for its end`));
+      onAbort = () =>
+        reject(new DmError(Errno.EINTR, `the merge of ${name} goes on; merge it again to wait for its end`));
       if (signal?.aborted) onAbort();
       signal?.addEventListener('abort', onAbort, { once: true });
       running.ended.then(resolve, reject);
@@ -364,7 +381,10 @@ function checkMergeable({ dmName: name, openCount }: MappedDevice, overlay: Snap
     throw new DmError(Errno.EINVAL, `${name} has a transient store, which can't be merged: copy the device instead`);
   }
   if (!overlay.valid) {
-    throw new DmError(Errno.EINVAL, `${name} is invalid: parts of its content are lost, and nothing was merged; drop it`);
+    throw new DmError(
+      Errno.EINVAL,
+      `${name} is invalid: parts of its content are lost, and nothing was merged; drop it`,
+    );
   }
   if (openCount > 0) throw inUse({ name, openCount });
 }

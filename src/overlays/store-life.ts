@@ -1,15 +1,15 @@
 // The marks of stores, kept right whichever way their devices come and go.
 import type { BlockDevice } from '../block/block-device.ts';
-import { DmError } from '../block/errors.ts';
 import { errnoFromException } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
 import type { Json } from '../control/core/host.ts';
 import type { Plane } from '../control/core/plane.ts';
 import { type KeptStore, STORE_PREFIX } from '../control/core/records.ts';
 import { EngineDevice } from '../devices/engine-device.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Passage } from '../mapper/mapper.ts';
-import { snapshotOf } from '../targets/snapshot/report.ts';
 import type { Table } from '../table/table.ts';
+import { snapshotOf } from '../targets/snapshot/report.ts';
 import { attaching, counted, type LeavingStore, leavingStores, originFacts, written } from './marks.ts';
 
 /** Sees to the marks of every store that goes into use or out of it from now on. */

@@ -35,9 +35,7 @@ export function mappersOf(host: ControlHost, origin: string): string[] {
 
 /** The devices that map `origin` (snapshot-origin): the very device. */
 export function mappersOfDevice(host: ControlHost, origin: BlockDevice): MappedDevice[] {
-  return devicesWith(host, ({ table }) =>
-    (table?.targets ?? []).some((target) => mappedOriginOf(target) === origin),
-  );
+  return devicesWith(host, ({ table }) => (table?.targets ?? []).some((target) => mappedOriginOf(target) === origin));
 }
 
 /** The devices whose live table uses a store: the very device. */

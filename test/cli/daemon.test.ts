@@ -192,11 +192,23 @@ describe('after a crash', () => {
     expect((await call(['restore'])).code).toBe(0);
   });
 
-  test('remove_all forgets them', async () => {
+  test('they stay listed until they are restored or forgotten by name', async () => {
     const { call } = await crashed();
     await call(['remove_all']);
-    expect((await call(['ls'])).stderr).toBe('');
-    expect(await call(['restore'])).toMatchObject({ code: 1, stderr: expect.stringMatching(/no journal/) });
+    expect((await call(['ls'])).stderr).toMatch(/low, top are gone/);
+    const lost = await call(['lost']);
+    expect([lost.code, lost.stdout]).toEqual([
+      0,
+      expect.stringMatching(/^low: 0 64 linear \S+a\.img 0\ntop: 0 32 linear 252:0 0\n$/),
+    ]);
+    expect(await call(['forget', 'nosuch'])).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/no lost device/),
+    });
+    expect(await call(['forget', 'top'])).toMatchObject({ code: 0, stderr: '' });
+    expect((await call(['restore'])).stdout).toBe('low\n');
+    expect(await call(['restore'])).toMatchObject({ code: 1, stderr: expect.stringMatching(/no lost devices/) });
+    expect((await call(['lost'])).stdout).toBe('No lost devices\n');
   });
 });
 

@@ -288,7 +288,7 @@ describe('merge', () => {
       .trim()
       .split('\n')
       .map((line) => JSON.parse(line));
-    expect(events.at(-1)).toEqual({ event: 'merged', name: 'vm', cow: path('vm.cow'), deleted: true });
+    expect(events.at(-1)).toEqual({ event: 'merged', name: 'vm', cow: path('vm.cow'), deleted: true, stale: [] });
     expect(events[0]).toMatchObject({ event: 'progress', name: 'vm', chunkSectorCount: 32 });
     expect(Buffer.from(await user.read(0, SECTOR_COUNT * 512)).equals(expected)).toBe(true);
     await user.close();

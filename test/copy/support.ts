@@ -1,8 +1,8 @@
 // What the tests of dmkit copy share.
 import { onTestFinished } from 'vitest';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
-import { DeviceMapper } from '../../src/api/device-mapper.ts';
 
 /** A device mapper in which `devices` can be named. */
 export function mapperWith(devices: readonly BlockDevice[]): DeviceMapper {

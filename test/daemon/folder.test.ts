@@ -1,12 +1,11 @@
 // Where a daemon lives, and what it leaves there.
-import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { DaemonFolder, daemonFolder } from '../../src/daemon/folder.ts';
 import { translator } from '../../src/control/host-paths.ts';
-import { readJournal, withMajor, writeJournal } from '../../src/daemon/journal.ts';
+import { DaemonFolder, daemonFolder } from '../../src/daemon/folder.ts';
 import { takeLock } from '../../src/daemon/lock.ts';
-import { activate, mapperOver, RecordingDevice } from '../support/stack.ts';
+import { activate, mapperOver } from '../support/stack.ts';
 import { tempDir } from '../support/tmp.ts';
 
 describe('the folder', () => {
@@ -56,70 +55,6 @@ describe('the lock', () => {
     expect(() => takeLock(path)).toThrow(/another daemon/);
     lock.release();
     takeLock(path).release();
-  });
-});
-
-describe('the journal', () => {
-  function journaled() {
-    const path = join(tempDir(), 'journal.json');
-    const { mapper } = mapperOver(new RecordingDevice('a', 100));
-    return { path, mapper, write: () => writeJournal(path, mapper.major, mapper.list()) };
-  }
-
-  test('holds both tables, and names and states', () => {
-    const { path, mapper, write } = journaled();
-    const device = activate(mapper, 'd', '0 8 linear a 3\n8 8 zero', { readOnly: true });
-    mapper.setUuid(device, 'U');
-    mapper.load(device, '0 4 error');
-    device.suspend({}, () => {});
-    write();
-    expect(readJournal(path)).toMatchObject({
-      major: 253,
-      devices: [
-        {
-          name: 'd',
-          uuid: 'U',
-          minor: 0,
-          suspended: true,
-          live: { readOnly: true, lines: [{ params: 'a 3' }, { type: 'zero' }] },
-          inactive: { readOnly: false, lines: [{ type: 'error', sectorCount: 4 }] },
-        },
-      ],
-    });
-    expect(statSync(path).mode & 0o777).toBe(0o600);
-  });
-
-  test('goes with the last device, and what is no journal is none', () => {
-    const { path, mapper, write } = journaled();
-    const device = activate(mapper, 'd', '0 8 zero');
-    write();
-    expect(existsSync(path)).toBe(true);
-    mapper.remove(device);
-    write();
-    expect(existsSync(path)).toBe(false);
-    for (const text of ['', '{', '{}', '{"format":99,"devices":[]}']) {
-      writeFileSync(path, text);
-      expect(readJournal(path)).toBeNull();
-    }
-  });
-
-  test('is replaced as a whole: a reader that opened the old one reads the old one', () => {
-    const { path, mapper, write } = journaled();
-    activate(mapper, 'd', '0 8 zero');
-    write();
-    const before = readFileSync(path, 'utf8');
-    const inode = statSync(path).ino;
-    activate(mapper, 'e', '0 8 zero');
-    write();
-    expect(statSync(path).ino).not.toBe(inode);
-    expect(JSON.parse(before).devices).toHaveLength(1);
-  });
-
-  test('our own devices’ numbers follow another major number, other words do not', () => {
-    const line = { sector: 0, sectorCount: 8, type: 'linear', params: '253:1 253:10x 1253:1 8:253 253:2' };
-    const table = { readOnly: false, lines: [line] };
-    expect(withMajor(table, 253, 252).lines[0]!.params).toBe('252:1 253:10x 1253:1 8:253 252:2');
-    expect(withMajor(table, 253, 253)).toBe(table);
   });
 });
 

@@ -3,8 +3,23 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { DmError, TableError } from '../../src/block/errors.ts';
-import { checkMessage } from '../../src/daemon/check.ts';
-import { decodeError, encodeError, encodeMessage, MessageDecoder, ProtocolError } from '../../src/daemon/protocol.ts';
+import { REQUESTS, type RequestName } from '../../src/control/requests.ts';
+import { type Fields, isFields, objection } from '../../src/control/schema.ts';
+import {
+  attachTables,
+  decodeError,
+  decodeLines,
+  detachTables,
+  encodeError,
+  encodeLines,
+  encodeMessage,
+  MessageDecoder,
+  ProtocolError,
+} from '../../src/control/wire.ts';
+import { formatTable } from '../../src/table/text.ts';
+
+/** The decoder of a daemon. */
+const decoderOf = (maxByteLength = 1000): MessageDecoder => new MessageDecoder({ maxByteLength, maxDepth: 16 });
 
 function frame(text: string): Buffer {
   const length = Buffer.alloc(4);
@@ -15,37 +30,68 @@ function frame(text: string): Buffer {
 describe('messages', () => {
   test('arrive whole, however they are cut', () => {
     fc.assert(
-      fc.property(fc.array(fc.json(), { maxLength: 5 }), fc.array(fc.integer({ min: 1, max: 40 })), (texts, cuts) => {
-        const messages = texts.map((text) => JSON.parse(text) as unknown);
-        let bytes: Buffer = Buffer.concat(messages.flatMap((message) => encodeMessage(message)));
-        const decoder = new MessageDecoder();
-        const got: unknown[] = [];
-        for (const cut of cuts) {
-          got.push(...decoder.push(bytes.subarray(0, cut)));
-          bytes = bytes.subarray(cut);
-        }
-        got.push(...decoder.push(bytes));
-        expect(JSON.stringify(got)).toEqual(JSON.stringify(messages));
+      fc.property(
+        fc.array(fc.dictionary(fc.constantFrom('a', 'b'), fc.jsonValue()), { maxLength: 5 }),
+        fc.array(fc.integer({ min: 1, max: 40 })),
+        (texts, cuts) => {
+          const messages = texts.map((text) => JSON.parse(JSON.stringify(text)) as object);
+          let bytes: Buffer = Buffer.concat(messages.flatMap((message) => encodeMessage(message)));
+          const decoder = new MessageDecoder();
+          const got: unknown[] = [];
+          for (const cut of cuts) {
+            got.push(...decoder.push(bytes.subarray(0, cut)));
+            bytes = bytes.subarray(cut);
+          }
+          got.push(...decoder.push(bytes));
+          expect(JSON.stringify(got)).toEqual(JSON.stringify(messages.map((json) => ({ json, texts: [] }))));
+        },
+      ),
+    );
+  });
+
+  test('carry tables behind them, however they are cut', () => {
+    fc.assert(
+      fc.property(fc.string(), fc.integer({ min: 1, max: 40 }), (text, cut) => {
+        const bytes = Buffer.concat(
+          encodeMessage({ id: 1 }, [[Buffer.from(text), Buffer.from('x')], [Buffer.from('é')]]),
+        );
+        const decoder = decoderOf();
+        const got = [];
+        for (let at = 0; at < bytes.byteLength; at += cut) got.push(...decoder.push(bytes.subarray(at, at + cut)));
+        const whole = Buffer.from(`${text}x`).toString();
+        expect(got.map(({ texts }) => texts)).toEqual([[whole, 'é']]);
       }),
     );
   });
 
   test('that are too long are refused before they are there', () => {
-    const decoder = new MessageDecoder(100);
-    expect(decoder.push(frame(JSON.stringify('x'.repeat(98))))).toHaveLength(1);
-    expect(() => decoder.push(Buffer.from([0, 0, 0, 101]))).toThrow(ProtocolError);
-    expect(() => new MessageDecoder().push(Buffer.from([255, 255, 255, 255]))).toThrow(/at most/);
+    expect([...decoderOf(100).push(frame(JSON.stringify('x'.repeat(98))))]).toHaveLength(1);
+    expect(() => [...decoderOf(100).push(Buffer.from([0, 0, 0, 101]))]).toThrow(ProtocolError);
+    expect(() => [...new MessageDecoder().push(Buffer.from([255, 255, 255, 255]))]).toThrow(/at most/);
+    expect(() => [...decoderOf().push(frame('{"texts":[1000000000]}'))]).toThrow(/at most/);
   });
 
-  test.each(['', '{', 'undefined', `${'['.repeat(200_000)}`])('that are no JSON are refused', (text) => {
-    expect(() => new MessageDecoder().push(frame(text))).toThrow(ProtocolError);
+  test.each(['', '{', 'undefined', '{"texts":[-1]}', '{"texts":[1.5]}', '{"texts":{}}'])(
+    '%j is none and is refused',
+    (text) => {
+      expect(() => [...decoderOf().push(frame(text))]).toThrow(ProtocolError);
+    },
+  );
+
+  test('of braces inside braces are refused before they are parsed', () => {
+    const depths = (text: string) => [...decoderOf(1 << 20).push(frame(text))];
+    expect(() => depths('['.repeat(1 << 20))).toThrow(/more than 16 braces/);
+    expect(() => depths(`${'['.repeat(17)}${']'.repeat(17)}`)).toThrow(/more than 16 braces/);
+    expect(depths(`${'['.repeat(16)}${']'.repeat(16)}`)).toHaveLength(1);
+    // Braces in texts are none.
+    expect(depths(JSON.stringify(`${'['.repeat(40)}"\\`))).toHaveLength(1);
   });
 
   test('of random bytes do nothing worse than be refused', () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 64 }), (bytes) => {
         try {
-          for (const message of new MessageDecoder(1000).push(bytes)) checkMessage(message);
+          for (const { json, texts } of decoderOf().push(bytes)) if (isFields(json)) attachTables(json, texts);
         } catch (error) {
           expect(error).toBeInstanceOf(ProtocolError);
         }
@@ -56,51 +102,88 @@ describe('messages', () => {
 
 describe('requests', () => {
   const device = { name: 'd' };
+  const problem = (name: RequestName, args: Fields) => objection(REQUESTS[name].args, args);
 
   test.each([
-    { id: 1, name: 'list', args: {} },
-    { id: 1, name: 'info', args: { device: { uuid: 'u' } } },
-    { id: 1, name: 'info', args: { device: { major: 253, minor: 0 }, inactive: true } },
-    { id: 1, name: 'load', args: { device, table: [{ sector: 0, sectorCount: 8, type: 'zero', params: '' }] } },
-    { id: 1, name: 'setReadAhead', args: { device, sectorCount: null } },
-    { cancel: 3 },
-  ])('%j is one', (message) => {
-    expect(checkMessage(message)).toEqual(message);
+    ['list', {}],
+    ['info', { device: { uuid: 'u' } }],
+    ['info', { device: { major: 253, minor: 0 }, inactive: true }],
+    ['load', { device, table: [{ sector: 0, sectorCount: 8, type: 'zero', params: '' }] }],
+    ['load', { device, table: '0 8 zero' }],
+    ['load', { device, table: [{ sector: 0, sectorCount: 2 ** 64, type: 'zero', params: '' }] }],
+    ['setReadAhead', { device, sectorCount: null }],
+    ['overlayCreate', { overlays: [{ origin: 'a', name: 'b', folder: '/' }] }],
+    ['batch', { steps: [{ name: 'create', args: { name: 'x' } }] }],
+  ] as const)('%s %j is one', (name, args) => {
+    expect(problem(name, args)).toBeNull();
   });
 
   test.each([
-    null,
-    [],
-    'list',
-    {},
-    { id: 1, name: 'list' },
-    { id: -1, name: 'list', args: {} },
-    { id: 'x', name: 'list', args: {} },
-    { id: 1, name: 'constructor', args: {} },
-    { id: 1, name: '__proto__', args: {} },
-    { id: 1, name: 'info', args: {} },
-    { id: 1, name: 'info', args: { device: {} } },
-    { id: 1, name: 'info', args: { device: { major: 1 } } },
-    { id: 1, name: 'info', args: { device, inactive: 1 } },
-    { id: 1, name: 'load', args: { device, table: '0 8 zero' } },
-    { id: 1, name: 'load', args: { device, table: [{ sector: -1, sectorCount: 8, type: 'zero', params: '' }] } },
-    { id: 1, name: 'load', args: { device, table: [null] } },
-    { id: 1, name: 'create', args: { name: 1 } },
-    { id: 1, name: 'table', args: { device, type: 'bogus' } },
-  ])('%j is none', (message) => {
-    expect(() => checkMessage(message)).toThrow(ProtocolError);
+    ['info', {}],
+    ['info', { device: {} }],
+    ['info', { device: { major: 1 } }],
+    ['info', { device: { major: 1.5, minor: 0 } }],
+    ['info', { device, inactive: 1 }],
+    ['info', { device, other: 1 }],
+    ['load', { device, table: 8 }],
+    ['load', { device, table: [{ sector: -1, sectorCount: 8, type: 'zero', params: '' }] }],
+    ['load', { device, table: [{ sector: 0, sectorCount: 8.5, type: 'zero', params: '' }] }],
+    ['load', { device, table: [null] }],
+    ['create', { name: 1 }],
+    ['wait', { device, eventNumber: null }],
+    ['wait', { device, eventNumber: Number.POSITIVE_INFINITY }],
+    ['table', { device, type: 'bogus' }],
+    ['batch', { steps: [{ name: 'shutdown', args: {} }] }],
+    ['overlayCreate', { overlays: [{ origin: 'a', name: 'b' }] }],
+  ] as const)('%s %j is none', (name, args) => {
+    expect(problem(name, args)).toEqual(expect.any(String));
   });
 
   test('of random shape do nothing worse than be refused', () => {
     fc.assert(
-      fc.property(fc.anything(), (message) => {
-        try {
-          checkMessage(message);
-        } catch (error) {
-          expect(error).toBeInstanceOf(ProtocolError);
-        }
+      fc.property(fc.constantFrom(...(Object.keys(REQUESTS) as RequestName[])), fc.object(), (name, args) => {
+        const said = problem(name, args as Fields);
+        expect(said === null || typeof said === 'string').toBe(true);
       }),
     );
+  });
+
+  test('send their tables as text, and get them back', () => {
+    const table = [{ sector: 0, sectorCount: 8, type: 'linear', params: 'a\\ b.img 0' }];
+    for (const args of [
+      { device, table },
+      {
+        steps: [
+          { name: 'load', args: { device, table } },
+          { name: 'x', args: {} },
+        ],
+      },
+    ]) {
+      const { args: sent, texts } = detachTables(args);
+      expect(JSON.stringify(sent)).not.toMatch(/linear/);
+      const got = attachTables(
+        sent as Fields,
+        texts.map((pieces) => Buffer.concat(pieces).toString()),
+      );
+      expect(JSON.stringify(got)).toBe(
+        JSON.stringify(args).replaceAll(JSON.stringify(table), JSON.stringify(formatTable(table))),
+      );
+    }
+    const torn = [{ sector: 0, sectorCount: 8, type: 'zero', params: 'x\n8 8 error' }];
+    expect(() => detachTables({ table: torn })).toThrow(/is no line of a table/);
+    expect(() => attachTables({ table: { text: 1 } }, ['x'])).toThrow(ProtocolError);
+  });
+
+  test('are answered with long tables as text, the same lines', async () => {
+    const lines = Array.from({ length: 5000 }, (_, index) => ({
+      sector: index,
+      sectorCount: 1,
+      type: 'zero',
+      params: index % 2 ? '' : 'a  b',
+    }));
+    expect(decodeLines(Buffer.concat((await encodeLines(lines))!).toString())).toEqual(lines);
+    expect(await encodeLines(lines.slice(0, 10))).toBeNull();
+    expect(await encodeLines(lines.map((line) => ({ ...line, params: 'a\nb' })))).toBeNull();
   });
 });
 

@@ -1,8 +1,9 @@
 // Remote devices that a daemon holds: loads that wait for a connection, the journal, restores with servers that are away.
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { basename, dirname, join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
+import { readRecords } from '../../src/control/record-file.ts';
 import { MemoryDevice } from '../../src/devices/memory.ts';
 import { connectNbd } from '../../src/nbd/index.ts';
 import { serve } from '../devices/nbd-support.ts';
@@ -71,7 +72,7 @@ describe('a remote device', () => {
       cause: { message: 'cannot connect to nbd://127.0.0.1:1/x: connect ECONNREFUSED 127.0.0.1:1' },
     });
     expect(await client.list()).toEqual([]);
-    expect(existsSync(folder.journal)).toBe(false);
+    expect(readRecords(folder.journal)!.values.size).toBe(0);
     await client.create('near', '0 8 zero');
     await expect(client.load('near', '0 8 linear nbd://127.0.0.1:1/x 0')).rejects.toMatchObject({
       code: 'ECONNREFUSED',
@@ -145,7 +146,7 @@ describe('a restore', () => {
       ['top', true],
     ]);
     expect(await second.client.list()).toEqual(before);
-    expect(existsSync(folder.lostJournal)).toBe(false);
+    expect((await second.client.lost()).devices).toEqual([]);
     await expect(second.client.restore()).rejects.toMatchObject({ code: 'ENOENT' });
   });
 });

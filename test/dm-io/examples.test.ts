@@ -1,12 +1,12 @@
 // Every example in dm-io's docstrings and document runs, and prints what its comments say.
 import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import * as bio from '../../src/block/bio.ts';
-import { MemoryDevice } from '../../src/devices/index.ts';
-import * as dmIo from '../../src/dm-io/index.ts';
 import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import * as old from '../../src/api/dm-io-global.ts';
 import * as promise from '../../src/api/dm-io-promise.ts';
+import * as bio from '../../src/block/bio.ts';
+import { MemoryDevice } from '../../src/devices/index.ts';
+import * as dmIo from '../../src/dm-io/index.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { examplesOf, root, runExample } from '../support/examples.ts';
 

@@ -1,8 +1,5 @@
 // The first form: one reserve for all, a pair of functions for each kind of memory; and the promise at the edge.
 import { afterEach, describe, expect, it } from 'vitest';
-import { REQ_OP_READ, REQ_OP_WRITE } from '../../src/block/bio.ts';
-import { Errno } from '../../src/block/errno.ts';
-import { type DmIoClient, DmIoError, type PageList } from '../../src/dm-io/index.ts';
 import {
   dmIoAsync,
   dmIoAsyncBvec,
@@ -14,6 +11,9 @@ import {
   dmIoSyncVm,
 } from '../../src/api/dm-io-global.ts';
 import { dmIoPromise } from '../../src/api/dm-io-promise.ts';
+import { REQ_OP_READ, REQ_OP_WRITE } from '../../src/block/bio.ts';
+import { Errno } from '../../src/block/errno.ts';
+import { type DmIoClient, DmIoError, type PageList } from '../../src/dm-io/index.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { numbered, RecordingDevice } from '../support/stack.ts';
 import {

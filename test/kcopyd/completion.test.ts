@@ -1,8 +1,8 @@
 // How ends are told: later, one at a time, in their order; cancelled and destroyed clients; throttles; layers.
 import { describe, expect, it } from 'vitest';
+import { kcopydCopy, kcopydZero } from '../../src/api/kcopyd-promise.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
 import { KcopydClient, KcopydThrottle } from '../../src/kcopyd/index.ts';
-import { kcopydCopy, kcopydZero } from '../../src/api/kcopyd-promise.ts';
 import { HoldingDevice } from '../../src/testing/holding.ts';
 import { SimulatedDevice } from '../../src/testing/simulated-device.ts';
 import { SimulatedReactor } from '../../src/testing/simulated-reactor.ts';

@@ -1,8 +1,8 @@
 // When a device mapper says that something is removed or closed, nothing of it is open any more.
 import { expect, test } from 'vitest';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { Errno } from '../../src/block/errno.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
-import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { HoldingDevice } from '../../src/testing/index.ts';
 
 /** Several turns of the loop: what does not wait for anything is over then. */

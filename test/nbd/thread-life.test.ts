@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import type * as workerThreads from 'node:worker_threads';
 import type { WorkerOptions } from 'node:worker_threads';
 import { afterEach, expect, test, vi } from 'vitest';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { connectNbd, serveNbd } from '../../src/nbd/index.ts';
 import { rangeLockOf } from '../../src/nbd/server/range-lock.ts';
-import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { run } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 

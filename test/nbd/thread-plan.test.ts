@@ -2,9 +2,9 @@
 import { renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
+import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { MemoryDevice } from '../../src/devices/index.ts';
 import { graphOf, planDevice } from '../../src/nbd/thread-plan.ts';
-import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { HoldingDevice } from '../../src/testing/index.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 

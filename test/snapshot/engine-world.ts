@@ -1,8 +1,9 @@
 // A mapper over image files with one engine, whichever the machine would choose, on Node's own loop.
+
+import { Disk } from '../../src/api/disk.ts';
 import { DeviceRegistry } from '../../src/devices/index.ts';
 import type { MappedDevice } from '../../src/mapper/mapped-device.ts';
 import { Mapper } from '../../src/mapper/mapper.ts';
-import { Disk } from '../../src/api/disk.ts';
 import { NodeLoop } from '../../src/reactor/node-loop.ts';
 import { Targets } from '../../src/targets/index.ts';
 import type { TestedEngine } from '../engine/harness.ts';

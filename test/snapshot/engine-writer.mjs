@@ -1,8 +1,8 @@
 // Does a plan with one engine until it is killed, and says on standard output which batch has begun and which ended.
 import { writeSync } from 'node:fs';
+import { Disk } from '../../dist/api/disk.js';
 import { DeviceRegistry } from '../../dist/devices/index.js';
 import { Mapper } from '../../dist/mapper/mapper.js';
-import { Disk } from '../../dist/api/disk.js';
 import { NodeLoop } from '../../dist/reactor/node-loop.js';
 import { Targets } from '../../dist/targets/index.js';
 import { planOf, runPlan } from './engine-plan.mjs';

@@ -1,7 +1,7 @@
 // The steps of a merge as dmkit snapshot takes them, with every request below failing once: it says that it failed, and
 // goes on when it is asked again.
 import { expect, test } from 'vitest';
-import { Snapshots } from '../../src/client/snapshots.ts';
+import { Snapshots } from '../../src/api/snapshots.ts';
 import { LocalControl } from '../../src/control/local-control.ts';
 import { Targets } from '../../src/targets/index.ts';
 import { failEveryNth, SimulatedDevice } from '../../src/testing/index.ts';

@@ -2,23 +2,14 @@
 // journal has it.
 import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { ClientInfo, ControlHost, JournalSink, Json, RequestContext } from './host.ts';
-import { DEVICE_PREFIX, type DeviceRecord, describeDevice, idOf } from './records.ts';
+import { DEVICE_PREFIX, type DeviceRecord, describeDevice, idOf, type Suspension } from './records.ts';
 import { Transaction } from './transaction.ts';
-
 
 export interface PlaneHooks {
   /** A device has changed for good. */
   onChange?: (device: MappedDevice) => void;
   /** A sentence for the log: a step that nothing depends on has failed. */
   onError?: (error: Error, text: string) => void;
-}
-
-/** The client that suspended a device, and when (milliseconds since 1970). */
-export interface Suspension {
-  client: ClientInfo | null;
-  since: number;
-  /** Why it stays suspended, where that was no client's wish. */
-  reason: string | null;
 }
 
 export class Plane {
@@ -47,12 +38,12 @@ export class Plane {
     try {
       result = await work(transaction);
       transaction.checkSignal();
+      this.#noteSuspensions(transaction, context.client ?? null);
       await this.#commit(transaction);
     } catch (error) {
       await transaction.rollBack();
       throw error;
     }
-    this.#noteSuspensions(transaction, context.client ?? null);
     await transaction.finish();
     for (const device of transaction.touched) if (!transaction.removed.has(device)) this.hooks.onChange?.(device);
     return result;
@@ -63,13 +54,17 @@ export class Plane {
     const changes = new Map(transaction.keys);
     for (const device of transaction.touched) {
       if (transaction.removed.has(device)) continue;
-      changes.set(DEVICE_PREFIX + idOf(device), asJson(await describeDevice(device, this.host)));
+      changes.set(DEVICE_PREFIX + idOf(device), asJson(await this.describe(device)));
     }
     for (const device of transaction.removed) {
       const key = DEVICE_PREFIX + idOf(device);
       if (this.journal.values.has(key)) changes.set(key, null);
     }
     if (changes.size > 0) await this.journal.commit(changes);
+  }
+
+  describe(device: MappedDevice): Promise<DeviceRecord> {
+    return describeDevice(device, this.host, device.suspended ? this.suspensionOf(device) : null);
   }
 
   /**
@@ -79,7 +74,7 @@ export class Plane {
    */
   async foretell(device: MappedDevice, future: Partial<DeviceRecord>, more?: ReadonlyMap<string, Json>): Promise<void> {
     if (this.journal === null) return;
-    const record = { ...(await describeDevice(device, this.host)), ...future };
+    const record = { ...(await this.describe(device)), ...future };
     await this.journal.commit(new Map([...(more ?? []), [DEVICE_PREFIX + idOf(device), asJson(record)]]));
   }
 
@@ -105,8 +100,8 @@ export class Plane {
     }
   }
 
-  setSuspension(device: MappedDevice, client: ClientInfo | null, reason: string | null): void {
-    this.#suspensions.set(device, { client, since: Date.now(), reason });
+  setSuspension(device: MappedDevice, client: ClientInfo | null, reason: string | null, since = Date.now()): void {
+    this.#suspensions.set(device, { client, since, reason });
   }
 
   /** Null for a device that is not suspended, or for a suspension that the daemon knows nothing of. */

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import type { DiskIdentity } from '../../devices/identity.ts';
 import { MappedDevice } from '../../mapper/mapped-device.ts';
 import { type Table, tablePieces } from '../../table/table.ts';
-import type { ControlHost } from './host.ts';
+import type { ClientInfo, ControlHost } from './host.ts';
 
 /** A disk that a table names, and what it is known by. */
 export interface LowerRecord {
@@ -20,6 +20,15 @@ export interface TableRecord {
   lower: LowerRecord[];
 }
 
+/** The client that suspended a device, and when. */
+export interface Suspension {
+  client: ClientInfo | null;
+  /** Milliseconds since 1970. */
+  since: number;
+  /** Why it stays suspended, where that was no client's wish. */
+  reason: string | null;
+}
+
 export interface DeviceRecord {
   /** Of this device alone: names and minors are given again. */
   id: string;
@@ -27,6 +36,7 @@ export interface DeviceRecord {
   uuid: string;
   minor: number;
   suspended: boolean;
+  suspension: Suspension | null;
   /** It goes when its last user does. */
   deferredRemove: boolean;
   live: TableRecord | null;
@@ -114,10 +124,13 @@ export async function describeTable(table: Table | null, host: ControlHost): Pro
   return record;
 }
 
-export async function describeDevice(device: MappedDevice, host: ControlHost): Promise<DeviceRecord> {
+export async function describeDevice(
+  device: MappedDevice,
+  host: ControlHost,
+  suspension: Suspension | null,
+): Promise<DeviceRecord> {
   const live = await describeTable(device.table, host);
   const inactive = await describeTable(device.inactiveTable, host);
   const { dmName: name, uuid, minor, suspended, deferredRemove } = device;
-  return { id: idOf(device), name, uuid, minor, suspended, deferredRemove, live, inactive };
+  return { id: idOf(device), name, uuid, minor, suspended, suspension, deferredRemove, live, inactive };
 }
-

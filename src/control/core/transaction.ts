@@ -4,9 +4,9 @@ import { Errno } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
 import type { MappedDevice, SuspendOptions } from '../../mapper/mapped-device.ts';
 import type { CreateOptions, LoadOptions } from '../../mapper/mapper.ts';
-import { snapshotOf } from '../../targets/snapshot/report.ts';
 import type { Table } from '../../table/table.ts';
 import type { TableEntry } from '../../table/text.ts';
+import { snapshotOf } from '../../targets/snapshot/report.ts';
 import type { ControlHost, Json, RequestContext } from './host.ts';
 import { holdTable } from './live-table.ts';
 import { loadTable } from './load.ts';
@@ -89,17 +89,23 @@ export class Transaction {
     let previous: Table | null = null;
     let wasKept = false;
     try {
-      await loadTable(this.host, device, table, {
-        ...options,
-        verify: (argument, lower) => {
-          options.verify?.(argument, lower);
-          this.#refuseStoreOfRemoved(lower);
+      await loadTable(
+        this.host,
+        device,
+        table,
+        {
+          ...options,
+          verify: (argument, lower) => {
+            options.verify?.(argument, lower);
+            this.#refuseStoreOfRemoved(lower);
+          },
+          keepPrevious: (table) => {
+            previous = table;
+            wasKept = true;
+          },
         },
-        keepPrevious: (table) => {
-          previous = table;
-          wasKept = true;
-        },
-      }, this.context.signal);
+        this.context.signal,
+      );
     } catch (error) {
       throw this.#withStep(error, 'load', device);
     }

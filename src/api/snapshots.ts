@@ -47,14 +47,8 @@ export class Snapshots {
   }
 
   /** Tells what {@link createAll} would do. */
-  async planAll(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
-    try {
-      return await this.#control.call('overlayPlan', { overlays: overlays.map(overlayArgs) });
-    } catch (error) {
-      if (!(error instanceof DmError) || error.code !== 'DM_NO_DAEMON') throw error;
-      // A plan changes nothing, and needs no daemon.
-      return planHere(overlays);
-    }
+  planAll(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
+    return this.#control.call('overlayPlan', { overlays: overlays.map(overlayArgs) });
   }
 
   /**
@@ -120,15 +114,5 @@ export class Snapshots {
   dropAll(names: readonly string[], options: DropOptions = {}): Promise<DroppedSnapshot[]> {
     if (names.length === 0) throw new DmError(Errno.EINVAL, 'an overlay is needed');
     return this.#control.call('overlayDrop', { names: [...names], ...options });
-  }
-}
-
-async function planHere(overlays: readonly CreateSnapshotOptions[]): Promise<SnapshotPlan[]> {
-  const { DeviceMapper } = await import('../api/device-mapper.ts');
-  const dm = new DeviceMapper();
-  try {
-    return await dm.control.call('overlayPlan', { overlays: overlays.map(overlayArgs) });
-  } finally {
-    await dm.close();
   }
 }
