@@ -46,9 +46,9 @@ export class Journal implements JournalSink {
     return this.#file.values;
   }
 
-  /** Durable when it resolves. */
-  commit(changes: ReadonlyMap<string, Json>): Promise<void> {
-    return this.#file.commit(changes, { durable: true });
+  /** Durable when it resolves, unless that is not asked for. */
+  commit(changes: ReadonlyMap<string, Json>, { durable = true }: { durable?: boolean } = {}): Promise<void> {
+    return this.#file.commit(changes, { durable });
   }
 
   /** No lost device, no merge, no kept store: nothing that a later daemon would need. */

@@ -28,6 +28,9 @@ export interface RecordState {
   damage: Damage[];
 }
 
+/** A batch of so many records, none of them longer, is written without a thread. */
+const SHORT_BYTES = 4096;
+const SHORT_COUNT = 8;
 const MODE = 0o600;
 /** Work of encoding, in bytes, between two turns of the event loop. */
 const TURN_BYTES = 131_072;
@@ -453,7 +456,10 @@ export class RecordFile {
     if (this.#file !== file || this.#isRemoved || this.#mustReplace()) return false;
     try {
       const pieces = records.flatMap((record) => record.pieces);
-      await writeLater(file.fd, pieces, file.byteLength);
+      // A short record costs less than the way to another thread.
+      const isShort = records.every(({ byteLength }) => byteLength <= SHORT_BYTES) && records.length <= SHORT_COUNT;
+      if (isShort) writeAll(file.fd, Buffer.concat(pieces), file.byteLength);
+      else await writeLater(file.fd, pieces, file.byteLength);
       if (commits.some(({ durable }) => durable)) await later((told) => fileCalls.fdatasyncLater(file.fd, told));
     } catch (error) {
       if (this.#file !== file) return false;

@@ -146,7 +146,10 @@ export class Daemon {
   }
 
   #shutdown(force: boolean): void {
-    const users = this.#dm.mapper.list().filter((device) => device.openCount > usesFromAbove(device, this.#dm));
+    const { mapper } = this.#dm;
+    const users = mapper
+      .list()
+      .filter((device) => device.openCount > 0 && mapper.userCountWithout(device, mapper.devices()) > 0);
     if (users.length > 0 && !force) {
       const names = users.map((device) => device.dmName).join(', ');
       throw new DmError(Errno.EBUSY, `in use by NBD clients: ${names}; --force cuts them off`);
@@ -213,19 +216,6 @@ export class Daemon {
 /** The journal as it is, whatever happens. */
 function readOnlyJournal(journal: Journal): { commit(): Promise<void>; values: Journal['values'] } {
   return { commit: async () => {}, values: journal.values };
-}
-
-/** Users of a device that are mapped devices on top of it. */
-function usesFromAbove(device: MappedDevice, dm: DeviceMapper): number {
-  let count = 0;
-  for (const upper of dm.mapper.list()) {
-    const modes = new Set<boolean>();
-    for (const table of [upper.table, upper.inactiveTable]) {
-      if (table?.devices.includes(device)) modes.add(table.readOnly);
-    }
-    count += modes.size;
-  }
-  return count;
 }
 
 /**

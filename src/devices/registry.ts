@@ -243,6 +243,16 @@ export class DeviceRegistry implements DeviceResolver {
     return null;
   }
 
+  /** The open device that a path leads to; null where none is open, or the path leads nowhere. */
+  openAt(path: string): BlockDevice | null {
+    try {
+      return this.#byKey.get(this.#find(path).key)?.device ?? null;
+    } catch (error) {
+      if (error instanceof DmError) return null;
+      throw error;
+    }
+  }
+
   /** True for a device that is open or registered here. */
   isOpen(device: BlockDevice): boolean {
     return this.#byDevice.has(device);

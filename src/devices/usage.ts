@@ -118,6 +118,8 @@ function loopsOver(fd: number): string[] {
   const backings: [string, string][] = [];
   for (const name of namesIn('/sys/block')) {
     if (!name.startsWith('loop')) continue;
+    // Most loop devices have no file: an exception for each would cost more than the question.
+    if (!fs.existsSync(`/sys/block/${name}/loop`)) continue;
     const path = textOf(`/sys/block/${name}/loop/backing_file`).replace(/\n$/, '');
     if (path !== '') backings.push([name, path]);
   }

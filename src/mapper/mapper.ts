@@ -102,6 +102,11 @@ export class Mapper implements DeviceResolver {
     return [...this.#byName.keys()].sort().map((name) => this.#byName.get(name)!);
   }
 
+  /** In no order. */
+  devices(): Iterable<MappedDevice> {
+    return this.#byName.values();
+  }
+
   /** @throws DmError ENXIO for a name nobody has */
   get(name: string): MappedDevice {
     const device = this.#byName.get(name);

@@ -38,7 +38,7 @@ export class NewFiles {
       this.#files.push({ temporary, path: plan.cow });
     }
     if (wanted.length === 0) return;
-    await this.#journal?.commit(new Map([[this.#key, { files: this.#files }]]));
+    await this.#journal?.commit(new Map([[this.#key, { files: this.#files }]]), { durable: false });
     if (this.#journal !== null) this.#transaction.keys.set(this.#key, null);
     this.#transaction.onUndo(() => this.#clear());
     this.#transaction.onFinish(() => {
@@ -94,8 +94,6 @@ function writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPl
     fs.ftruncateSync(fd, cowByteLength);
     // A transient store has no header.
     if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE), 0);
-    // A crash of the machine must not leave the journal with an overlay whose store is not there.
-    fs.fsyncSync(fd);
   } catch (error) {
     fs.unlinkSync(path);
     throw error;

@@ -1,36 +1,36 @@
 // Which devices map an origin, and which use a store.
-import { statSync } from 'node:fs';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { ControlHost } from '../control/core/host.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { mappedOriginOf, snapshotOf } from '../targets/snapshot/report.ts';
 
-/** Both lead to the same file, by whatever path. */
-function isSameFile(a: string, b: string): boolean {
-  if (a === b) return true;
-  if (!a.startsWith('/') || !b.startsWith('/')) return false;
-  try {
-    const [one, other] = [statSync(a, { bigint: true }), statSync(b, { bigint: true })];
-    return one.dev === other.dev && one.ino === other.ino;
-  } catch {
-    return false;
-  }
+/** True for the devices that an argument names, by whatever path; the path is looked up once. */
+function sameAs(host: ControlHost, argument: string): (device: BlockDevice) => boolean {
+  const found = argument.startsWith('/') ? (host.devices?.openAt(argument) ?? null) : null;
+  return (device) => device === found || device.name === argument;
 }
 
-/** Devices whose live table satisfies `holds`. */
 function devicesWith(host: ControlHost, holds: (device: MappedDevice) => boolean): MappedDevice[] {
-  return host.mapper.list().filter(holds);
+  const found: MappedDevice[] = [];
+  for (const device of host.mapper.devices()) if (holds(device)) found.push(device);
+  return found;
+}
+
+function namesOf(devices: readonly MappedDevice[]): string[] {
+  return devices.map(({ dmName }) => dmName).sort();
 }
 
 /** The names of the devices that map an origin (snapshot-origin), named as tables print it. */
 export function mappersOf(host: ControlHost, origin: string): string[] {
-  const found = devicesWith(host, ({ table }) => {
-    return (table?.targets ?? []).some((target) => {
-      const mapped = mappedOriginOf(target);
-      return mapped !== null && isSameFile(mapped.name, origin);
-    });
-  });
-  return found.map(({ dmName }) => dmName);
+  const isOrigin = sameAs(host, origin);
+  return namesOf(
+    devicesWith(host, ({ table }) => {
+      return (table?.targets ?? []).some((target) => {
+        const mapped = mappedOriginOf(target);
+        return mapped !== null && isOrigin(mapped);
+      });
+    }),
+  );
 }
 
 /** The devices that map `origin` (snapshot-origin): the very device. */
@@ -45,13 +45,15 @@ export function overlaysOnDevice(host: ControlHost, cow: BlockDevice): MappedDev
 
 /** The names of the devices whose live or waiting table uses a store, named as tables print it. */
 export function overlaysOn(host: ControlHost, cow: string): string[] {
-  const found = devicesWith(host, ({ table, inactiveTable }) =>
-    [table, inactiveTable].some((one) =>
-      one?.targets.some((target) => {
-        const name = snapshotOf(target)?.cow.name;
-        return name !== undefined && isSameFile(name, cow);
-      }),
+  const isCow = sameAs(host, cow);
+  return namesOf(
+    devicesWith(host, ({ table, inactiveTable }) =>
+      [table, inactiveTable].some((one) =>
+        one?.targets.some((target) => {
+          const snapshot = snapshotOf(target);
+          return snapshot !== null && isCow(snapshot.cow);
+        }),
+      ),
     ),
   );
-  return found.map(({ dmName }) => dmName);
 }

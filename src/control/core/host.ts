@@ -39,8 +39,9 @@ export interface JournalSink {
   /**
    * Sets each key to its value, null takes it away; all of them or none.
    *
+   * @param options `durable: false`: it need not survive a loss of power, only the end of the process
    * @throws DmError where that could not be written: nothing has changed then
    */
-  commit(changes: ReadonlyMap<string, Json>): Promise<void>;
+  commit(changes: ReadonlyMap<string, Json>, options?: { durable?: boolean }): Promise<void>;
   readonly values: ReadonlyMap<string, Json>;
 }
