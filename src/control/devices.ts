@@ -3,6 +3,7 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
+import { checkingMarks } from '../overlays/marks.ts';
 import type { Table } from '../table/table.ts';
 import { changedPaths } from './changed-paths.ts';
 import type { RequestContext } from './core/host.ts';
@@ -124,7 +125,7 @@ export class DeviceOperations {
       ...(minor === undefined ? {} : { minor }),
     });
     if (table !== undefined) {
-      await transaction.load(device, table, this.#loadOptions(args));
+      await transaction.load(device, table, this.#loadOptions(table, args, transaction));
       await transaction.resume(device);
     }
     if (readAhead !== undefined) {
@@ -133,8 +134,13 @@ export class DeviceOperations {
     return () => this.status(device);
   };
 
-  #loadOptions(args: { readOnly?: boolean; folder?: string; host?: boolean }) {
+  #loadOptions(
+    table: RequestArgs<'load'>['table'],
+    args: { readOnly?: boolean; folder?: string; host?: boolean; force?: boolean },
+    { context }: Transaction,
+  ) {
     return {
+      ...checkingMarks(this.#plane, table, { force: args.force ?? false, onNotice: context.onNotice }),
       readOnly: args.readOnly ?? false,
       folder: args.folder,
       translate: this.#translate(args.folder, args.host ?? false),
@@ -143,7 +149,7 @@ export class DeviceOperations {
 
   loadIn = async (transaction: Transaction, args: RequestArgs<'load'>): Promise<() => LoadReply> => {
     const device = this.find(args.device);
-    await transaction.load(device, args.table, this.#loadOptions(args));
+    await transaction.load(device, args.table, this.#loadOptions(args.table, args, transaction));
     const notices = changedPaths(device);
     return () => ({ ...this.status(device), notices });
   };

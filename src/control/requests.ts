@@ -82,6 +82,16 @@ const OVERLAY = {
 /** Arguments of an overlay that is to be made. */
 export type OverlayArgs = ArgsOf<typeof OVERLAY>;
 
+/** How a table's device arguments are read. */
+const HOW = {
+  /** Where relative paths start. */
+  folder: optional(text()),
+  /** /dev/mapper/NAME is the host's, not dmkit's. */
+  host: optional(flag()),
+  /** Go on with a store of another origin. */
+  force: optional(flag()),
+};
+
 const CREATE = {
   name: text(),
   uuid: optional(text()),
@@ -90,11 +100,10 @@ const CREATE = {
   table: optional(table()),
   readOnly: optional(flag()),
   readAhead: optional(fields({ sectorCount: countOrNull(), atLeast: optional(flag()) })),
-  folder: optional(text()),
-  host: optional(flag()),
+  ...HOW,
 };
 
-const LOAD = { ...ONE, table: table(), readOnly: optional(flag()), folder: optional(text()), host: optional(flag()) };
+const LOAD = { ...ONE, table: table(), readOnly: optional(flag()), ...HOW };
 
 /** Steps that a batch can have: the names of requests. */
 export const BATCH_STEPS = [

@@ -53,8 +53,8 @@ function mapped(session: Session, entry: TableEntry): TableEntry {
 }
 
 /** What a load takes beside the table. */
-function loadArgs(session: Session): { folder: string; host: boolean } {
-  return { folder: session.io.folder, host: session.has('host') };
+function loadArgs(session: Session): { folder: string; host: boolean; force: boolean } {
+  return { folder: session.io.folder, host: session.has('host'), force: session.has('force') };
 }
 
 /** The read-ahead that --readahead asks for; undefined without it. */

@@ -81,7 +81,8 @@ export class Session {
     args: RequestArgs<Name>,
   ): Promise<Reply<Name>> {
     try {
-      return await this.control.call(name, args, { signal: this.io.signal });
+      const onNotice = (text: string): void => this.io.note(`${text}\n`);
+      return await this.control.call(name, args, { signal: this.io.signal, onNotice });
     } catch (error) {
       if (!(error instanceof DmError) || error.errno === 0) throw error;
       await this.#tell(name, ref, error);
