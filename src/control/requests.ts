@@ -45,8 +45,8 @@ export interface Request<S extends Shapes, Reply> {
   /** Its reply has lines that may be many: they travel behind the message. */
   readonly linesField?: 'lines';
   run(on: Operations, args: ArgsOf<S>, context: RequestContext): Promise<Reply> | Reply;
-  /** Where no daemon runs. @throws DmError */
-  withoutDaemon(): Promise<Reply> | Reply;
+  /** The answer where no daemon runs. @throws DmError */
+  readonly withoutDaemon: () => Promise<Reply> | Reply;
 }
 
 function request<S extends Shapes, Reply>(declared: Request<S, Reply>): Request<S, Reply> {
