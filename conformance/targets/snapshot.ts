@@ -2,6 +2,7 @@
 import { snapshotArgumentCases } from './snapshot-arguments.ts';
 import { snapshotDamageCases } from './snapshot-damage.ts';
 import { drawSnapshotCases } from './snapshot-drawn.ts';
+import { snapshotMarkCases } from './snapshot-mark.ts';
 import { snapshotReloadCases } from './snapshot-reload.ts';
 import type { CaseText, TargetCases } from './target.ts';
 
@@ -374,6 +375,7 @@ export const snapshot: TargetCases = {
     ...full,
     ...discards,
     ...snapshotReloadCases,
+    ...snapshotMarkCases,
     ...snapshotArgumentCases,
     ...snapshotDamageCases,
   ],
