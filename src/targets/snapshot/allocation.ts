@@ -17,6 +17,18 @@ const MAX_STEP = MAX_ALLOCATED_AHEAD_BYTE_LENGTH / SECTOR_SIZE;
 /** A step is at least this part of what is used. */
 const STEP_DIVISOR = 4;
 
+/** A device whose size is asked for again on demand, as that of a file, which may have grown. */
+interface Growing {
+  refreshSize(): number;
+}
+
+/** Tells whether `device` has the sectors before `end`. Looks at its size again before it says no. */
+export function hasSectors(device: BlockDevice & Partial<Growing>, end: number): boolean {
+  if (end <= device.sectorCount) return true;
+  device.refreshSize?.();
+  return end <= device.sectorCount;
+}
+
 export class AllocationAhead {
   readonly #device: BlockDevice;
   /** Asked for up to here, in sectors; -1 before the first time. */

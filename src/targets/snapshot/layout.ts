@@ -18,8 +18,10 @@
 // 1. Everything is counted in chunks: chunk n is sectors n * C to n * C + C - 1. The size in the header is the one that
 //    counts, whatever a table says.
 // 2. Area a is chunk 1 + a * (e + 1). Every other chunk from 2 on holds data.
-// 3. Data chunks are given out in ascending order and never taken back.
-// 4. Records are in the order in which their chunks were given out. Where a record stands says nothing else.
+// 3. Data chunks are given out in ascending order. A chunk that was given out in vain (its data or its record found no
+//    room) is given out again before any other, but not before it is certain that no record on the device names it.
+// 4. Records are in the order in which their chunks were given out, so that their chunks need not ascend. Linux takes them in
+//    any order, and every chunk behind the largest one that a record names as free.
 // 5. A record is written only when the data of its chunk is durable (the write of a record flushes first), and whoever
 //    waits for the exception goes on only when the record is durable.
 // 6. What follows the last record reads as zeroes before that record is written: the rest of its area, and where it fills
@@ -140,9 +142,15 @@ export function isMetadataChunk(chunk: number, perArea: number): boolean {
   return chunk === 0 || chunk % (perArea + 1) === 1;
 }
 
-/** The data chunk that is given out after `chunk`. */
-export function nextDataChunk(chunk: number, perArea: number): number {
-  return isMetadataChunk(chunk + 1, perArea) ? chunk + 2 : chunk + 1;
+/** Data chunk number `index`, counted without metadata. */
+export function dataChunk(index: number, perArea: number): number {
+  return areaChunk(Math.floor(index / perArea), perArea) + 1 + (index % perArea);
+}
+
+/** How many data chunks lie before the data chunk `chunk`. */
+export function dataChunkIndex(chunk: number, perArea: number): number {
+  const area = Math.floor((chunk - 1) / (perArea + 1));
+  return area * perArea + (chunk - areaChunk(area, perArea) - 1);
 }
 
 /**

@@ -9,6 +9,8 @@ export interface PendingOwner {
   chunkFilled(pending: PendingException, errno: number, writing: boolean): void;
   /** The store has the record, or could not take it. */
   recordCommitted(pending: PendingException, errno: number): void;
+  /** The store has no room for the record, and keeps it for later. @returns the exception that the store is to tell then */
+  recordPostponed(pending: PendingException): Committable;
 }
 
 export class PendingException implements Committable {
@@ -69,5 +71,9 @@ export class PendingException implements Committable {
 
   committed(errno: number): void {
     this.owner.recordCommitted(this, errno);
+  }
+
+  postponed(): Committable {
+    return this.owner.recordPostponed(this);
   }
 }

@@ -2,14 +2,16 @@
 import type { BlockDevice } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
+import { ChunkNumbers } from './chunk-numbers.ts';
 import {
   areaChunk,
   chunkSizeObjection,
   DEFAULT_CHUNK_SECTOR_COUNT,
+  dataChunk,
+  dataChunkIndex,
   type Header,
   isBlank,
   isMetadataChunk,
-  nextDataChunk,
   RECORD_BYTE_LENGTH,
   Records,
   readHeader,
@@ -32,7 +34,8 @@ export interface FoundStore {
   area: number;
   recordCount: number;
   window: Uint8Array;
-  nextFree: number;
+  /** The data chunks that no record names are free. */
+  numbers: ChunkNumbers;
 }
 
 export type AddException = (oldChunk: number, newChunk: number) => boolean;
@@ -84,7 +87,14 @@ function checkHeader(header: Header, device: BlockDevice): number {
 }
 
 function invalidStore(chunkSectorCount: number): FoundStore {
-  return { chunkSectorCount, valid: false, area: 0, recordCount: 0, window: new Uint8Array(0), nextFree: 2 };
+  return {
+    chunkSectorCount,
+    valid: false,
+    area: 0,
+    recordCount: 0,
+    window: new Uint8Array(0),
+    numbers: new ChunkNumbers(),
+  };
 }
 
 class StoreMaker {
@@ -108,7 +118,7 @@ class StoreMaker {
     writeHeader(window, true, this.#chunk);
     this.#io.write(0, window, !wasBlank);
     window.fill(0);
-    return { chunkSectorCount: this.#chunk, valid: true, area: 0, recordCount: 0, window, nextFree: 2 };
+    return { chunkSectorCount: this.#chunk, valid: true, area: 0, recordCount: 0, window, numbers: new ChunkNumbers() };
   }
 
   /** Writes only where something stands: a blank file stays as sparse as it is. @returns whether all was blank */
@@ -134,7 +144,7 @@ class StoreReader {
   readonly #perArea: number;
   readonly #add: AddException;
   readonly #piece: Uint8Array;
-  #maxNewChunk = 1;
+  readonly #numbers = new ChunkNumbers();
   #ascending = true;
   #count = 0;
 
@@ -153,8 +163,15 @@ class StoreReader {
     while (recordCount === this.#perArea) recordCount = this.#readArea(++area);
     if (!this.#ascending) this.#checkNewChunks(area, recordCount);
     const window = this.#lastWindow(area, recordCount);
-    const nextFree = nextDataChunk(this.#maxNewChunk, this.#perArea);
-    return { chunkSectorCount: this.#chunk, valid: true, area, recordCount, window, nextFree };
+    this.#distrustGaps();
+    return { chunkSectorCount: this.#chunk, valid: true, area, recordCount, window, numbers: this.#numbers };
+  }
+
+  /** A record that leads behind the device's end comes from damage, or the device lost its end: nothing is to fill its gaps. */
+  #distrustGaps(): void {
+    const { next } = this.#numbers;
+    const end = next === 0 ? 0 : (dataChunk(next - 1, this.#perArea) + 1) * this.#chunk;
+    if (end > this.#device.sectorCount) this.#numbers.reset(next);
   }
 
   #sectorOf(area: number): number {
@@ -182,8 +199,7 @@ class StoreReader {
     }
     if (!this.#add(oldChunk, newChunk)) this.#refuse(area, index, `is the second one for chunk ${oldChunk}`);
     this.#count++;
-    if (newChunk > this.#maxNewChunk) this.#maxNewChunk = newChunk;
-    else this.#ascending = false;
+    if (!this.#numbers.note(dataChunkIndex(newChunk, this.#perArea))) this.#ascending = false;
   }
 
   #refuse(area: number, index: number, what: string): never {
@@ -193,7 +209,7 @@ class StoreReader {
     );
   }
 
-  /** Two records for one new chunk: found only where they don't ascend, which is rare, so that all are read again. */
+  /** Where records don't ascend, which is rare, all are read again: for gaps, and two records that name one chunk. */
   #checkNewChunks(lastArea: number, lastCount: number): void {
     const all = new Float64Array(this.#count);
     let at = 0;
@@ -205,12 +221,12 @@ class StoreReader {
         for (let i = 0; i < Math.min(records.count, count - base); i++) all[at++] = records.newChunk(i);
       }
     }
-    all.sort();
-    for (let i = 1; i < all.length; i++) {
-      if (all[i] !== all[i - 1]) continue;
+    this.#numbers.reset(0);
+    for (const newChunk of all.sort()) {
+      if (this.#numbers.note(dataChunkIndex(newChunk, this.#perArea))) continue;
       throw new StoreError(
         Errno.EINVAL,
-        `${this.#device.name}: two records name chunk ${all[i]}: the store is damaged`,
+        `${this.#device.name}: two records name chunk ${newChunk}: the store is damaged`,
       );
     }
   }

@@ -5,8 +5,17 @@ import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
 import type { TargetServices } from '../../block/target.ts';
 import { RangeRequest } from '../../block/zeroout.ts';
-import { AllocationAhead } from './allocation.ts';
-import { areaChunk, nextDataChunk, Records, recordsPerArea, windowByteLength, writeHeader } from './layout.ts';
+import { AllocationAhead, hasSectors } from './allocation.ts';
+import { ChunkNumbers } from './chunk-numbers.ts';
+import {
+  areaChunk,
+  dataChunk,
+  dataChunkIndex,
+  Records,
+  recordsPerArea,
+  windowByteLength,
+  writeHeader,
+} from './layout.ts';
 import { type FoundStore, openStore } from './persistent-load.ts';
 import { type Committable, type ExceptionStore, type HoldDevices, holdNothing, type StoreUsage } from './store.ts';
 import { SyncIo } from './sync-io.ts';
@@ -31,7 +40,7 @@ export class PersistentStore implements ExceptionStore {
   #zeroing: RangeRequest | null = null;
   #valid = true;
   #perArea = 0;
-  #nextFree = 2;
+  #numbers = new ChunkNumbers();
   /** The area that has free records, and how many of it are taken. */
   #area = 0;
   #recordCount = 0;
@@ -43,11 +52,19 @@ export class PersistentStore implements ExceptionStore {
   #tail: Committable | null = null;
   /** In the window, and not known to be on the device. */
   #batch: Committable[] = [];
+  /**
+   * Chunks that records named whose write found no room. Some of those records may be on the device all the same: the chunks
+   * are free, and the window takes other records, when it was written without them.
+   */
+  #suspectChunks: number[] = [];
+  #reclaims: ((errno: number) => void)[] = [];
   /** The list of a batch that is done with, for another. */
   #spareBatch: Committable[] | null = null;
   // How many exceptions came for commit, and how many of these are durable.
   #cameCount = 0;
   #durableCount = 0;
+  /** Of the write under way the records may reach the device, although it fails. */
+  #windowIsTouched = false;
   /** What is held while the window, or what goes before it, is being written; null where it is not. */
   #writing: ReturnType<HoldDevices> | null = null;
   #stepIsQueued = false;
@@ -92,32 +109,48 @@ export class PersistentStore implements ExceptionStore {
     this.#perArea = recordsPerArea(found.chunkSectorCount);
     this.#area = found.area;
     this.#recordCount = found.recordCount;
-    this.#nextFree = found.nextFree;
+    this.#numbers = found.numbers;
     this.#window = new Records(found.window);
   }
 
   // Space
 
   allocate(): number {
-    const chunk = this.#nextFree;
+    const chunk = dataChunk(this.#numbers.first, this.#perArea);
     const end = (chunk + 1) * this.chunkSectorCount;
-    if (this.device.sectorCount < end) return -1;
+    if (!hasSectors(this.device, end)) return -1;
     this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
-    this.#nextFree = nextDataChunk(chunk, this.#perArea);
+    this.#numbers.take();
     this.#inFlightCount++;
     return chunk;
   }
 
   abandon(newChunk: number): void {
     this.#inFlightCount--;
-    // The last one can be given out again; another is lost until the store is loaded anew.
-    if (nextDataChunk(newChunk, this.#perArea) === this.#nextFree) this.#nextFree = newChunk;
+    this.#free(newChunk);
     this.#schedule();
+  }
+
+  #free(newChunk: number): void {
+    this.#numbers.give(dataChunkIndex(newChunk, this.#perArea));
+  }
+
+  get isReclaimable(): boolean {
+    return this.#valid && this.#suspectChunks.length > 0;
+  }
+
+  reclaim(done: (errno: number) => void): void {
+    if (this.isReclaimable) {
+      this.#reclaims.push(done);
+      this.#schedule();
+    } else {
+      done(this.#valid ? 0 : Errno.EIO);
+    }
   }
 
   usage(): StoreUsage {
     return {
-      allocatedSectorCount: this.#nextFree * this.chunkSectorCount,
+      allocatedSectorCount: dataChunk(this.#numbers.next, this.#perArea) * this.chunkSectorCount,
       totalSectorCount: this.device.sectorCount,
       metadataSectorCount: (this.#area + 2) * this.chunkSectorCount,
     };
@@ -134,16 +167,17 @@ export class PersistentStore implements ExceptionStore {
   shrinkTo(area: number, recordCount: number, records: Records): void {
     this.#area = area;
     this.#recordCount = recordCount;
-    this.#nextFree = areaChunk(area, this.#perArea) + recordCount + 1;
+    this.#numbers.reset(area * this.#perArea + recordCount);
     // A snapshot that goes on from here writes its records behind those that are left, and no others.
     const { bytes } = this.#window;
     const start = Math.floor(recordCount / this.#window.count) * bytes.byteLength;
     bytes.set(records.bytes.subarray(start, start + bytes.byteLength));
   }
 
-  /** A merge that was stopped leaves chunks up to `newChunk` in use: where some were left out, the count is not enough. */
-  keepUpTo(newChunk: number): void {
-    if (newChunk >= this.#nextFree) this.#nextFree = nextDataChunk(newChunk, this.#perArea);
+  /** A merge that was stopped leaves these chunks in use: their number says little where records don't ascend. */
+  keepInUse(newChunks: Float64Array): void {
+    this.#numbers.reset(0);
+    for (const newChunk of newChunks.sort()) this.#numbers.note(dataChunkIndex(newChunk, this.#perArea));
   }
 
   // Commits
@@ -152,10 +186,14 @@ export class PersistentStore implements ExceptionStore {
     this.#inFlightCount--;
     this.#cameCount++;
     exception.nextToCommit = null;
+    this.#enqueue(exception);
+    if (this.#isDue) this.#schedule();
+  }
+
+  #enqueue(exception: Committable): void {
     if (this.#tail === null) this.#head = exception;
     else this.#tail.nextToCommit = exception;
     this.#tail = exception;
-    if (this.#isDue) this.#schedule();
   }
 
   /** Makes every exception durable that came for commit until now; calls back once, with 0, EIO or ENOSPC. */
@@ -191,13 +229,15 @@ export class PersistentStore implements ExceptionStore {
   #step(): void {
     if (this.#writing !== null) return;
     const due = this.#isDue;
-    this.#fillWindow();
-    if (this.#batch.length === 0) return;
+    const cleans = this.#valid && this.#suspectChunks.length > 0 && (this.#head !== null || this.#reclaims.length > 0);
+    if (!cleans) this.#fillWindow();
+    if (this.#batch.length === 0 && !cleans && this.#reclaims.length === 0) return;
     const full = this.#recordCount % this.#window.count === 0;
     // As long as more is on its way into a window that has room, it is worth waiting for.
     const waits = this.#lazy ? !due : this.#inFlightCount > 0 && this.#flushes.length === 0;
-    if (this.#valid && !full && waits) return;
+    if (this.#valid && !full && waits && !cleans) return;
     this.#writing = this.holdDevices();
+    this.#windowIsTouched = false;
     if (!this.#valid) this.#finish(Errno.EIO);
     else if (this.#recordCount === this.#perArea) this.#zeroNextArea();
     else this.#writeWindow();
@@ -209,10 +249,14 @@ export class PersistentStore implements ExceptionStore {
       this.#head = exception.nextToCommit;
       if (this.#head === null) this.#tail = null;
       exception.nextToCommit = null;
-      this.#window.set(this.#recordCount % this.#window.count, exception.oldChunk, exception.newChunk);
-      this.#recordCount++;
-      this.#batch.push(exception);
+      this.#putIntoWindow(exception);
     }
+  }
+
+  #putIntoWindow(exception: Committable): void {
+    this.#window.set(this.#recordCount % this.#window.count, exception.oldChunk, exception.newChunk);
+    this.#recordCount++;
+    this.#batch.push(exception);
   }
 
   get #windowIsFull(): boolean {
@@ -233,7 +277,9 @@ export class PersistentStore implements ExceptionStore {
   #writeWindow(): void {
     const { bytes } = this.#window;
     const windowSectorCount = bytes.byteLength / SECTOR_SIZE;
-    const window = Math.floor((this.#recordCount - 1) / this.#window.count);
+    // The batch may be empty, or fill the window.
+    const window = Math.floor((this.#recordCount - this.#batch.length) / this.#window.count);
+    this.#windowIsTouched = true;
     const sector = areaChunk(this.#area, this.#perArea) * this.chunkSectorCount + window * windowSectorCount;
     const bio = this.#bio;
     bio.reset(REQ_OP_WRITE, REQ_PREFLUSH | REQ_FUA, this.device, sector, windowSectorCount);
@@ -246,6 +292,8 @@ export class PersistentStore implements ExceptionStore {
 
   #finish(status: number): void {
     const written = this.#writing!;
+    // As long as it counts as being written, nothing that follows from an answer writes the window.
+    if (status === Errno.ENOSPC && this.#lazy) this.#postpone();
     this.#writing = null;
     this.#tell(status);
     // Last: what follows from it may be held by nothing else yet.
@@ -253,40 +301,96 @@ export class PersistentStore implements ExceptionStore {
   }
 
   #tell(status: number): void {
-    if (status === Errno.ENOSPC && this.#lazy) {
-      // These were acknowledged: they stay in the window, and the next flush tries again.
-      this.#tellFlushes(Errno.ENOSPC);
+    if (status === Errno.ENOSPC) {
+      this.#tellNoRoom();
       return;
     }
-    const batch = this.#batch;
-    this.#batch = this.#spareBatch ?? [];
-    this.#spareBatch = null;
-    if (status === 0) {
-      this.commitCount++;
+    const batch = this.#takeBatch();
+    const errno = status === 0 ? 0 : Errno.EIO;
+    if (errno === 0) {
+      if (batch.length > 0) this.commitCount++;
+      for (const newChunk of this.#suspectChunks.splice(0)) this.#free(newChunk);
       this.#turnThePage();
-    } else if (status === Errno.ENOSPC) this.#takeBack(batch.length);
-    else this.#valid = false;
-    const errno = status === 0 || status === Errno.ENOSPC ? status : Errno.EIO;
-    for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);
-    // Not before: who asks meanwhile is told when all of them know.
-    this.#durableCount += batch.length;
-    batch.length = 0;
-    this.#spareBatch = batch;
-    this.#tellFlushes(errno);
+    } else this.#valid = false;
+    this.#tellBatch(batch, errno);
+    this.#tellWaiting(errno);
     this.#step();
   }
 
-  #tellFlushes(errno: number): void {
-    while (this.#flushes.length > 0) {
-      if (errno === 0 && this.#flushes[0]!.cameCount > this.#durableCount) return;
-      this.#flushes.shift()!.done(errno);
+  #takeBatch(): Committable[] {
+    const batch = this.#batch;
+    this.#batch = this.#spareBatch ?? [];
+    this.#spareBatch = null;
+    return batch;
+  }
+
+  #tellBatch(batch: Committable[], errno: number): void {
+    for (let i = 0; i < batch.length; i++) batch[i]!.committed(errno);
+    // Not before: a caller that asks meanwhile is told when all of them know.
+    this.#durableCount += batch.length;
+    batch.length = 0;
+    this.#spareBatch = batch;
+  }
+
+  /** Tells flushes and reclaims. Each list is closed first: an answer may bring another question. */
+  #tellWaiting(errno: number): void {
+    const isAnswered = ({ cameCount }: { cameCount: number }) => errno !== 0 || cameCount <= this.#durableCount;
+    // In order of their counts.
+    const count = this.#flushes.findIndex((flush) => !isAnswered(flush));
+    const flushes = this.#flushes.splice(0, count < 0 ? this.#flushes.length : count);
+    const reclaims = this.#reclaims.splice(0);
+    for (const { done } of flushes) done(errno);
+    for (const done of reclaims) done(errno);
+  }
+
+  #tellNoRoom(): void {
+    if (!this.#lazy) this.#takeBack();
+    this.#tellWaiting(Errno.ENOSPC);
+    // With lazy commit the next write waits for a reason of its own.
+    if (!this.#lazy || !this.#valid) this.#step();
+  }
+
+  /** The records stay in the window, and in the queue, and the next write tries again. */
+  #postpone(): void {
+    const batch = this.#batch;
+    for (let i = 0; i < batch.length; i++) batch[i] = batch[i]!.postponed();
+    let exception = this.#head;
+    this.#head = null;
+    this.#tail = null;
+    while (exception !== null) {
+      const next: Committable | null = exception.nextToCommit;
+      exception.nextToCommit = null;
+      this.#enqueue(exception.postponed());
+      exception = next;
     }
   }
 
-  /** No room below for the records: they never were. Their chunks are not given out again before the next load. */
-  #takeBack(count: number): void {
-    this.#recordCount -= count;
+  /** The exceptions of the batch fail, and never were. Queued ones are tried next, but not on a window that can't be cleaned. */
+  #takeBack(): void {
+    const batch = this.#takeBatch();
+    if (batch.length === 0) this.#takeQueue(batch);
+    else this.#takeOutOfWindow(batch);
+    this.#tellBatch(batch, Errno.ENOSPC);
+  }
+
+  #takeOutOfWindow(batch: readonly Committable[]): void {
+    this.#recordCount -= batch.length;
     this.#window.clearFrom(this.#recordCount % this.#window.count);
+    for (const { newChunk } of batch) {
+      if (this.#windowIsTouched) this.#suspectChunks.push(newChunk);
+      else this.#free(newChunk);
+    }
+  }
+
+  #takeQueue(batch: Committable[]): void {
+    while (this.#head !== null) {
+      const exception = this.#head;
+      this.#head = exception.nextToCommit;
+      exception.nextToCommit = null;
+      this.#free(exception.newChunk);
+      batch.push(exception);
+    }
+    this.#tail = null;
   }
 
   /** A full window is done with; the next one, or the next area's first, is zeroes on the device. */

@@ -130,6 +130,10 @@ export class Snapshot {
   #firstWrite(state: SnapshotState, bio: Bio, chunk: number): MapResult {
     const pending = state.findPending(chunk) ?? state.makePending(chunk);
     if (pending === null) {
+      if (state.store.isReclaimable) {
+        state.store.reclaim((errno) => this.#writeAgain(state, bio, chunk, errno));
+        return DM_MAPIO_SUBMITTED;
+      }
       if (state.store.overflowAware) state.overflowed = true;
       else state.invalidate();
       return DM_MAPIO_KILL;
@@ -141,6 +145,19 @@ export class Snapshot {
     pending.queue(bio);
     if (this.setup.services.engines?.blocking) state.store.hurry();
     return DM_MAPIO_SUBMITTED;
+  }
+
+  /** A first write goes on when the store has reclaimed chunks, or has failed to. */
+  #writeAgain(state: SnapshotState, bio: Bio, chunk: number, errno: number): void {
+    if (errno !== 0) {
+      if (errno !== Errno.ENOSPC) state.invalidate();
+      bio.fail(errno, this.cow);
+      return;
+    }
+    const newChunk = state.exceptions.get(chunk);
+    if (!state.valid || state.overflowed) bio.fail(Errno.EIO, this.cow);
+    else if (newChunk >= 0) state.sendToNewChunk(bio, newChunk);
+    else if (this.#firstWrite(state, bio, chunk) === DM_MAPIO_KILL) bio.fail(Errno.EIO, this.cow);
   }
 
   /** The store's device alone: the origin holds nothing of ours that is not durable. */
@@ -186,9 +203,11 @@ export class Snapshot {
     if (!state.valid) return (resume) => state.afterInvalidation(resume);
     const chunk = Math.floor(sector / state.chunkSectorCount);
     if (state.exceptions.get(chunk) >= 0) {
-      return state.isNotDurable(chunk) ? (resume) => state.flushStore(resume) : null;
+      return state.isNotDurable(chunk) ? (resume) => state.flushStore(state.goOnOrInvalidate(resume)) : null;
     }
     const pending = state.findPending(chunk) ?? state.makePending(chunk);
+    if (pending === null && state.store.isReclaimable)
+      return (resume) => state.store.reclaim(state.goOnOrInvalidate(resume));
     if (pending === null) {
       state.invalidate();
       return state.isInvalidating ? (resume) => state.afterInvalidation(resume) : null;
@@ -230,8 +249,12 @@ export class Snapshot {
     state.store.overflowAware = this.#store.overflowAware;
     state.passTo(this.setup);
     if (source.isMerge && state.store instanceof PersistentStore) {
-      const { store } = state;
-      state.exceptions.forEach((_, newChunk) => void store.keepUpTo(newChunk));
+      const newChunks = new Float64Array(state.exceptions.size);
+      let at = 0;
+      state.exceptions.forEach((_, newChunk) => {
+        newChunks[at++] = newChunk;
+      });
+      state.store.keepInUse(newChunks);
     }
     this.#adopt(state);
   }

@@ -12,7 +12,7 @@ import { ExceptionTable } from './exception-table.ts';
 import { forward } from './forward.ts';
 import { PendingException, type PendingOwner } from './pending.ts';
 import { PersistentStore } from './persistent.ts';
-import type { ExceptionStore } from './store.ts';
+import type { Committable, ExceptionStore } from './store.ts';
 
 /** How much a snapshot did since its store was opened. */
 export interface SnapshotWork {
@@ -181,14 +181,24 @@ export class SnapshotState implements PendingOwner {
 
   /** The exception counts at once; its record follows when somebody flushes, or enough of them are there. */
   #commitLazily(pending: PendingException): void {
-    const { oldChunk, newChunk } = pending;
-    const committed = (errno: number): void => {
-      this.#notDurable.delete(oldChunk);
-      if (errno !== 0) this.invalidate();
+    this.store.commit(this.#acknowledged(pending));
+    this.#complete(pending);
+  }
+
+  /** What the store has of an exception that counts, whatever becomes of its record. */
+  #acknowledged({ oldChunk, newChunk }: PendingException): Committable {
+    const exception: Committable = {
+      oldChunk,
+      newChunk,
+      nextToCommit: null,
+      committed: (errno) => {
+        this.#notDurable.delete(oldChunk);
+        if (errno !== 0) this.invalidate();
+      },
+      postponed: () => exception,
     };
     this.#notDurable.add(oldChunk);
-    this.store.commit({ oldChunk, newChunk, nextToCommit: null, committed });
-    this.#complete(pending);
+    return exception;
   }
 
   /** The chunk's exception is complete, but a crash may forget it: the origin must not be written yet. */
@@ -211,11 +221,23 @@ export class SnapshotState implements PendingOwner {
     }
   }
 
+  /** Lazy commit: the write fails as it would without; but what it wrote stays, as that of a write without FUA. */
+  recordPostponed(pending: PendingException): Committable {
+    const exception = this.#acknowledged(pending);
+    pending.errno = Errno.ENOSPC;
+    if (pending.originWaiters !== null || !this.valid) this.recordCommitted(pending, Errno.ENOSPC);
+    else this.recordCommitted(pending, 0);
+    return exception;
+  }
+
   #complete(pending: PendingException): void {
     this.exceptions.add(pending.oldChunk, pending.newChunk);
     this.work.exceptionCount++;
     this.#forget(pending);
-    pending.writer?.endIo(0);
+    if (pending.writer !== null) {
+      if (pending.errno === 0) pending.writer.endIo(0);
+      else failBio(pending.writer, pending.errno, this.store.device, pending.newChunk * this.chunkSectorCount);
+    }
     for (let bio = pending.shift(); bio !== null; bio = pending.shift()) this.sendToNewChunk(bio, pending.newChunk);
     this.#releaseOrigin(pending);
     recycle(pending);
@@ -295,6 +317,14 @@ export class SnapshotState implements PendingOwner {
   afterInvalidation(resume: () => void): void {
     if (this.#whenInvalidated === null) resume();
     else this.#whenInvalidated.push(resume);
+  }
+
+  /** For the answer of the store that a write to the origin waits for: it goes on, and a failure costs the snapshot. */
+  goOnOrInvalidate(resume: () => void): (errno: number) => void {
+    return (errno) => {
+      if (errno !== 0) this.invalidate();
+      this.afterInvalidation(resume);
+    };
   }
 
   /** Makes every exception that counts durable (lazy commit). */

@@ -13,6 +13,13 @@ export interface Committable {
    * ENOSPC, and it is as it was.
    */
   committed(errno: number): void;
+  /**
+   * Told before that, with lazy commit, each time the record finds no room: the store keeps the exception, and tries again
+   * when it writes next. A write that waits for the record fails.
+   *
+   * @returns the exception that takes this one's place in the store, or this one
+   */
+  postponed(): Committable;
 }
 
 /** Keeps the devices open for requests of the store's own that nobody above waits for, until `release` of what it returns. */
@@ -45,12 +52,19 @@ export interface ExceptionStore {
    * @throws StoreError
    */
   load(add: (oldChunk: number, newChunk: number) => boolean): boolean;
-  /** A free chunk, which is the caller's until commit or abandon; -1 where there is none. */
+  /** A free chunk, which is the caller's until commit or abandon; -1 where there is none: see reclaim. */
   allocate(): number;
   /** The data of an allocated chunk is in place. To be called in the order of the allocations. */
   commit(exception: Committable): void;
-  /** An allocated chunk will not be used. */
+  /** An allocated chunk will not be used: nothing writes to it any more, and it may be given out again. */
   abandon(newChunk: number): void;
+  /** Chunks will be free if reclaim succeeds. */
+  readonly isReclaimable: boolean;
+  /**
+   * Frees the chunks that records name whose write found no room: those may be on the device. Calls back once, with 0 when the
+   * chunks can be allocated, or the errno of another failure.
+   */
+  reclaim(done: (errno: number) => void): void;
   /** Somebody waits in a synchronous call: goes on with what was put off to a later turn. */
   hurry(): void;
   /** Marks the store as invalid, for ever where it is persistent; calls back once, when that is durable or has failed. */

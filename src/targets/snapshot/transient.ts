@@ -2,7 +2,8 @@
 // with the table. Nothing is written for an exception (drivers/md/dm-snap-transient.c).
 import type { BlockDevice } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
-import { AllocationAhead } from './allocation.ts';
+import { AllocationAhead, hasSectors } from './allocation.ts';
+import { ChunkNumbers } from './chunk-numbers.ts';
 import { type Committable, type ExceptionStore, holdNothing, StoreError, type StoreUsage } from './store.ts';
 
 export class TransientStore implements ExceptionStore {
@@ -13,7 +14,7 @@ export class TransientStore implements ExceptionStore {
   chunkSectorCount: number;
   holdDevices = holdNothing;
   readonly #ahead: AllocationAhead;
-  #nextFree = 0;
+  readonly #numbers = new ChunkNumbers();
   #valid = true;
 
   constructor(device: BlockDevice, chunkSectorCount: number) {
@@ -28,10 +29,10 @@ export class TransientStore implements ExceptionStore {
   }
 
   allocate(): number {
-    const end = (this.#nextFree + 1) * this.chunkSectorCount;
-    if (this.device.sectorCount < end) return -1;
+    const end = (this.#numbers.first + 1) * this.chunkSectorCount;
+    if (!hasSectors(this.device, end)) return -1;
     this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
-    return this.#nextFree++;
+    return this.#numbers.take();
   }
 
   commit(exception: Committable): void {
@@ -39,7 +40,14 @@ export class TransientStore implements ExceptionStore {
   }
 
   abandon(newChunk: number): void {
-    if (newChunk === this.#nextFree - 1) this.#nextFree--;
+    this.#numbers.give(newChunk);
+  }
+
+  /** No record names a chunk: each one that came back is free at once. */
+  readonly isReclaimable = false;
+
+  reclaim(done: (errno: number) => void): void {
+    done(0);
   }
 
   hurry(): void {}
@@ -51,7 +59,7 @@ export class TransientStore implements ExceptionStore {
 
   usage(): StoreUsage {
     return {
-      allocatedSectorCount: this.#nextFree * this.chunkSectorCount,
+      allocatedSectorCount: this.#numbers.next * this.chunkSectorCount,
       totalSectorCount: this.device.sectorCount,
       metadataSectorCount: 0,
     };
