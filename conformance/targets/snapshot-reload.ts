@@ -33,7 +33,61 @@ function reloadCase(name: string, line: string): CaseText {
   };
 }
 
+/**
+ * Two chunks are copied out for the origin while the snapshot is read-only; then the store is opened for writing. The phases
+ * after the first one are run on image files as well, which dmkit can open read-only.
+ */
+function readOnlyCase(name: string, word: string, before: readonly string[]): CaseText {
+  const line = `0 64 snapshot @a @b ${word} 8`;
+  return {
+    name,
+    disks: ['a 64 seed=1', 'b 160 zero'],
+    steps: [
+      ...before,
+      'handover',
+      'create o :: 0 64 snapshot-origin @a',
+      'suspend o',
+      `create s ro :: ${line}`,
+      'resume o',
+      'table s',
+      'info s',
+      'write o 0+1 from=100',
+      'write o 40+8 from=200',
+      'write s 8+8 from=300',
+      'status s',
+      'read s 0+64',
+      'flush s',
+      'handover',
+      `create s :: ${line}`,
+      'status s',
+      'read s 0+64',
+      'write s 1+2 from=400',
+      'status s',
+      'read s 0+64',
+    ],
+  };
+}
+
+const WRITTEN_BEFORE = ['create s :: 0 64 snapshot @a @b P 8', 'write s 16+8 from=0', 'remove s'];
+
 export const snapshotReloadCases: readonly CaseText[] = [
+  readOnlyCase('a read-only snapshot with a blank store', 'P', ['contents b']),
+  readOnlyCase('a read-only snapshot with a blank store, PO', 'PO', ['contents b']),
+  readOnlyCase('a read-only snapshot with a store that holds something', 'P', WRITTEN_BEFORE),
+  {
+    name: 'a read-only snapshot without a store that lasts',
+    disks: DISKS,
+    steps: [
+      'create o :: 0 64 snapshot-origin @a',
+      'suspend o',
+      'create s ro :: 0 64 snapshot @a @b N 8',
+      'resume o',
+      'write o 0+1 from=100',
+      'write s 8+8 from=300',
+      'status s',
+      'read s 0+64',
+    ],
+  },
   reloadCase('reload of the same line', LINE),
   reloadCase('reload with another chunk size', '0 64 snapshot @a @b P 16'),
   reloadCase('reload with a chunk size of zero', '0 64 snapshot @a @b P 0'),

@@ -57,6 +57,15 @@ export interface TargetSetup {
    */
   getDevice(argument: string, readOnly?: boolean): BlockDevice;
   /**
+   * The same for a device that the target writes to on its own account: opened for writing also for a read-only table, which
+   * restricts the users of the mapped device and not the target.
+   *
+   * @param orReadOnly where the table is read-only and the device may not be written (EACCES, EPERM, EROFS), it is opened for
+   *   reading alone
+   * @throws DmError as getDevice
+   */
+  getOwnDevice(argument: string, orReadOnly: boolean): BlockDevice;
+  /**
    * Keeps the table's devices open, also past its end, until as many calls of `release`: for requests of the target's own
    * that nobody above waits for.
    */

@@ -118,6 +118,7 @@ export class TableBuilder {
     const setup: TargetSetup = {
       readOnly,
       getDevice: (argument, wantsReadOnly = false) => this.#devices.get(argument, readOnly || wantsReadOnly),
+      getOwnDevice: (argument, orReadOnly) => this.#devices.getOwn(argument, readOnly && orReadOnly),
       raiseEvent: () => this.#options.onEvent?.(),
       hold: () => this.#devices.hold(),
       release: () => this.#devices.release(),

@@ -1,6 +1,11 @@
 // The devices of one table: each opened once, however many lines name it, and closed with the table.
 import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
+import { Errno } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+
+/** Why a device that can be read can't be written. */
+const NOT_ALLOWED: readonly number[] = [Errno.EACCES, Errno.EPERM, Errno.EROFS];
 
 /** Of a table's options what its devices need. */
 export interface TableDevicesOptions {
@@ -41,6 +46,17 @@ export class TableDevices {
     const opened = this.#open(argument, readOnly);
     this.#byArgument.set(argument, opened);
     return opened.device;
+  }
+
+  /** For writing; where that is not allowed and `orReadOnly` says so, for reading. */
+  getOwn(argument: string, orReadOnly: boolean): BlockDevice {
+    try {
+      return this.get(argument, false);
+    } catch (error) {
+      const errno = error instanceof DmError ? error.errno : 0;
+      if (!orReadOnly || !NOT_ALLOWED.includes(errno)) throw error;
+      return this.get(argument, true);
+    }
   }
 
   #open(argument: string, readOnly: boolean): OpenDevice {

@@ -19,10 +19,10 @@ export class EngineWorld {
   }
 
   /** Makes a device, loads `table` and resumes it. */
-  async create(name: string, table: string): Promise<Disk> {
+  async create(name: string, table: string, options: { readOnly?: boolean } = {}): Promise<Disk> {
     const device = this.mapper.create(name);
     try {
-      await this.load(name, table);
+      await this.load(name, table, options);
     } catch (error) {
       this.mapper.remove(device);
       throw error;
@@ -31,9 +31,9 @@ export class EngineWorld {
   }
 
   /** Loads `table` into a device and makes it live. */
-  async load(name: string, table: string): Promise<void> {
+  async load(name: string, table: string, options: { readOnly?: boolean } = {}): Promise<void> {
     const device = this.mapper.get(name);
-    this.mapper.load(device, table);
+    this.mapper.load(device, table, options);
     await new Promise<void>((resolve, reject) => {
       device.resume({}, (error) => (error === null ? resolve() : reject(error)));
     });

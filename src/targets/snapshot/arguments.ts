@@ -2,7 +2,7 @@
 import type { BlockDevice } from '../../block/block-device.ts';
 import { parseUnsigned32 } from '../../block/numbers.ts';
 import { TargetError, type TargetSetup } from '../../block/target.ts';
-import { lookUpDevice } from '../arguments.ts';
+import { lookUpDevice, lookUpOwnDevice } from '../arguments.ts';
 import { chunkSizeObjection } from './layout.ts';
 import { PersistentStore } from './persistent.ts';
 import type { ExceptionStore } from './store.ts';
@@ -32,16 +32,27 @@ export interface SnapshotArguments {
   features: SnapshotFeatures;
 }
 
-/** Reads the arguments in the kernel's order, with its words. @throws TargetError */
+/**
+ * Reads the arguments in the kernel's order, with its words.
+ *
+ * The table's read-only flag is for the users of the mapped device: the target copies out for the origin and merges all the
+ * same. A store that may only be read is good for reading, until something has to be copied.
+ *
+ * @param writesOrigin a merge
+ * @throws TargetError
+ */
 export function parseSnapshotArguments(
   args: readonly string[],
   setup: TargetSetup,
-  originReadOnly: boolean,
+  writesOrigin: boolean,
 ): SnapshotArguments {
   if (args.length < 4) throw new TargetError('requires 4 or more arguments');
   const features = parseFeatures(args.slice(4));
-  const origin = lookUpDevice(setup, args[0]!, 'Cannot get origin device', originReadOnly);
-  const cow = lookUpDevice(setup, args[1]!, 'Cannot get COW device');
+  const noOrigin = 'Cannot get origin device';
+  const origin = writesOrigin
+    ? lookUpOwnDevice(setup, args[0]!, noOrigin, false)
+    : lookUpDevice(setup, args[0]!, noOrigin, true);
+  const cow = lookUpOwnDevice(setup, args[1]!, 'Cannot get COW device', true);
   if (cow === origin) throw new TargetError('COW device cannot be the same as origin device');
   const store = parseStore(args[2]!, args[3]!, origin, cow, features, setup);
   return { origin, cow, store, features };

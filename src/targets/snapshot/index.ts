@@ -18,7 +18,7 @@ export const snapshot: TargetType<Snapshot> = {
   version: [1, 16, 0],
 
   construct(target, args, setup) {
-    const parsed = parseSnapshotArguments(args, setup, true);
+    const parsed = parseSnapshotArguments(args, setup, false);
     target.flushBioCount = 1;
     if (parsed.features.discardZeroesCow) target.discardBioCount = parsed.features.discardPassdownOrigin ? 2 : 1;
     return new Snapshot(target, parsed, setup, false);
@@ -77,7 +77,7 @@ export const snapshotMerge: TargetType<Merge> = {
   version: [1, 5, 0],
 
   construct(target, args, setup) {
-    const parsed = parseSnapshotArguments(args, setup, false);
+    const parsed = parseSnapshotArguments(args, setup, true);
     target.flushBioCount = 2;
     if (parsed.features.discardZeroesCow) target.discardBioCount = parsed.features.discardPassdownOrigin ? 2 : 1;
     if (!(parsed.store instanceof PersistentStore)) {

@@ -57,6 +57,12 @@ export function openStore(
   const first = new Uint8Array(windowByteLength(device, wanted));
   io.read(0, first);
   const header = readHeader(first);
+  if (header.magic === 0 && device.readOnly) {
+    throw new StoreError(
+      Errno.EIO,
+      `${device.name} holds no store yet, and may not be written: make the store where it can be, or allow writing`,
+    );
+  }
   if (header.magic === 0) return new StoreMaker(io, device, wanted).make();
   const chunkSectorCount = checkHeader(header, device);
   if (!header.valid) return invalidStore(chunkSectorCount);
