@@ -37,6 +37,11 @@ function sharedZeroVecs(): readonly BioVec[] {
   return zeroVecs;
 }
 
+/** Tells whether `bio` is a write of zeroes that a {@link RangeRequest} made for a device without write-zeroes. */
+export function isZeroWrite(bio: Bio): boolean {
+  return bio.op === REQ_OP_WRITE && bio.vecs === zeroVecs;
+}
+
 export interface ZeroOutOptions {
   /** The range stays provisioned: nothing is unmapped (REQ_NOUNMAP). */
   noUnmap?: boolean;

@@ -115,11 +115,11 @@ export class PersistentStore implements ExceptionStore {
 
   // Space
 
-  allocate(): number {
+  allocate(isHole: boolean): number {
     const chunk = dataChunk(this.#numbers.first, this.#perArea);
     const end = (chunk + 1) * this.chunkSectorCount;
     if (!hasSectors(this.device, end)) return -1;
-    this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
+    if (!isHole) this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
     this.#numbers.take();
     this.#inFlightCount++;
     return chunk;

@@ -13,6 +13,7 @@ import {
   TargetError,
   type TargetSetup,
 } from '../../block/target.ts';
+import { isZeroWrite } from '../../block/zeroout.ts';
 import { formatFeatures, type SnapshotArguments, type SnapshotFeatures } from './arguments.ts';
 import { discardChunks } from './discard.ts';
 import { forward } from './forward.ts';
@@ -103,7 +104,10 @@ export class Snapshot {
     if (bio.op === REQ_OP_WRITE && state.overflowed) return DM_MAPIO_KILL;
     const chunk = Math.floor(bio.sector / state.chunkSectorCount);
     const newChunk = state.exceptions.get(chunk);
-    if (newChunk >= 0) return this.mapToNewChunk(state, bio, newChunk);
+    if (newChunk >= 0) {
+      if (isZeroWrite(bio) && state.zeroChunk(bio, chunk, newChunk)) return DM_MAPIO_SUBMITTED;
+      return this.mapToNewChunk(state, bio, newChunk);
+    }
     if (bio.op !== REQ_OP_READ) return this.#firstWrite(state, bio, chunk);
     state.readStarted(chunk);
     bio.device = state.origin;
@@ -128,7 +132,7 @@ export class Snapshot {
   }
 
   #firstWrite(state: SnapshotState, bio: Bio, chunk: number): MapResult {
-    const pending = state.findPending(chunk) ?? state.makePending(chunk);
+    const pending = state.findPending(chunk) ?? state.makePending(chunk, bio);
     if (pending === null) {
       if (state.store.isReclaimable) {
         state.store.reclaim((errno) => this.#writeAgain(state, bio, chunk, errno));
@@ -143,7 +147,7 @@ export class Snapshot {
       return DM_MAPIO_SUBMITTED;
     }
     pending.queue(bio);
-    if (this.setup.services.engines?.blocking) state.store.hurry();
+    state.hurryIfBlocking();
     return DM_MAPIO_SUBMITTED;
   }
 
@@ -205,7 +209,7 @@ export class Snapshot {
     if (state.exceptions.get(chunk) >= 0) {
       return state.isNotDurable(chunk) ? (resume) => state.flushStore(state.goOnOrInvalidate(resume)) : null;
     }
-    const pending = state.findPending(chunk) ?? state.makePending(chunk);
+    const pending = state.findPending(chunk) ?? state.makePending(chunk, null);
     if (pending === null && state.store.isReclaimable)
       return (resume) => state.store.reclaim(state.goOnOrInvalidate(resume));
     if (pending === null) {

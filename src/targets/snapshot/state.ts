@@ -6,6 +6,7 @@ import { MAX_POOLED_OBJECT_COUNT } from '../../block/bounds.ts';
 import { Errno } from '../../block/errno.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
 import type { TargetSetup } from '../../block/target.ts';
+import { isZeroWrite } from '../../block/zeroout.ts';
 import type { CopyRange } from './chunk-copy.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { ExceptionTable } from './exception-table.ts';
@@ -13,6 +14,7 @@ import { forward } from './forward.ts';
 import { PendingException, type PendingOwner } from './pending.ts';
 import { PersistentStore } from './persistent.ts';
 import type { Committable, ExceptionStore } from './store.ts';
+import { ZeroBatches } from './zero-batch.ts';
 
 /** How much a snapshot did since its store was opened. */
 export interface SnapshotWork {
@@ -43,6 +45,7 @@ export class SnapshotState implements PendingOwner {
   #firstAllocated: PendingException | null = null;
   #lastAllocated: PendingException | null = null;
   #buffers: CopyBuffers | null = null;
+  #zeroBatches: ZeroBatches | null = null;
   /** Reads of the origin in flight, by chunk. */
   readonly #reads = new Map<number, number>();
   /** Exceptions that wait for such reads. */
@@ -95,9 +98,12 @@ export class SnapshotState implements PendingOwner {
     return this.#pending.get(chunk);
   }
 
-  /** @returns null where the store is full */
-  makePending(chunk: number): PendingException | null {
-    const newChunk = this.store.allocate();
+  /**
+   * @param writer the write that the chunk will be filled with, where there is one
+   * @returns null where the store is full
+   */
+  makePending(chunk: number, writer: Bio | null): PendingException | null {
+    const newChunk = this.store.allocate(writer !== null && this.#becomesHole(writer, chunk));
     if (newChunk < 0) return null;
     const pending = pool.pop() ?? new PendingException();
     pending.reset(this, chunk, newChunk);
@@ -113,13 +119,25 @@ export class SnapshotState implements PendingOwner {
   waitForCopy(pending: PendingException, resume: () => void): void {
     pending.originWaiters ??= [];
     pending.originWaiters.push(resume);
-    if (this.setup.services.engines?.blocking) this.store.hurry();
+    this.hurryIfBlocking();
+  }
+
+  /** In a synchronous call, goes on with what was put off to a later turn. */
+  hurryIfBlocking(): void {
+    if (!this.setup.services.engines?.blocking) return;
+    this.#zeroBatches?.hurry();
+    this.store.hurry();
   }
 
   /** Begins to fill the chunk; with `writer`'s data in its place, where there is one. */
   start(pending: PendingException, writer: Bio | null): void {
     pending.started = true;
     pending.writer = writer;
+    if (writer !== null && this.#becomesHole(writer, pending.oldChunk)) {
+      pending.copy.copiedSectorCount = 0;
+      this.#zeroes.add(pending.newChunk * this.chunkSectorCount, writer.sectorCount, pending.onFilled);
+      return;
+    }
     this.#buffers ??= new CopyBuffers(this.chunkSectorCount * SECTOR_SIZE);
     const { range } = pending.copy;
     this.#fillRange(range, pending);
@@ -127,6 +145,30 @@ export class SnapshotState implements PendingOwner {
     // A commit flushes the data first; where none follows at once, the write itself has to be durable.
     const flags = writer !== null && (this.#lazy || !(this.store instanceof PersistentStore)) ? writer.flags : 0;
     pending.copy.run(this.#buffers, writer, writerStart, flags, pending.onFilled);
+  }
+
+  get #zeroes(): ZeroBatches {
+    this.#zeroBatches ??= new ZeroBatches(this.store.device, this.setup.services);
+    return this.#zeroBatches;
+  }
+
+  /** A write of zeroes over all that the origin has of a chunk. One with FUA goes the way of other writes. */
+  #becomesHole(writer: Bio, chunk: number): boolean {
+    if (!isZeroWrite(writer) || (writer.flags & REQ_FUA) !== 0 || !this.#zeroes.areCheap) return false;
+    return (
+      writer.sectorCount === Math.min(this.chunkSectorCount, this.origin.sectorCount - chunk * this.chunkSectorCount)
+    );
+  }
+
+  /** Zeroes over a chunk that has its exception make it a hole. @returns false, with nothing done, for any other request */
+  zeroChunk(bio: Bio, chunk: number, newChunk: number): boolean {
+    if (!this.#becomesHole(bio, chunk)) return false;
+    const sector = newChunk * this.chunkSectorCount;
+    this.#zeroes.add(sector, bio.sectorCount, (errno) => {
+      if (errno === 0) bio.endIo(0);
+      else failBio(bio, errno, this.store.device, sector);
+    });
+    return true;
   }
 
   /** The last chunk may reach past the origin's end: it is filled as far as the origin goes. */

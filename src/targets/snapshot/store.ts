@@ -52,8 +52,12 @@ export interface ExceptionStore {
    * @throws StoreError
    */
   load(add: (oldChunk: number, newChunk: number) => boolean): boolean;
-  /** A free chunk, which is the caller's until commit or abandon; -1 where there is none: see reclaim. */
-  allocate(): number;
+  /**
+   * A free chunk, which is the caller's until commit or abandon; -1 where there is none: see reclaim.
+   *
+   * @param isHole the chunk will take no room: none is allocated ahead for it
+   */
+  allocate(isHole: boolean): number;
   /** The data of an allocated chunk is in place. To be called in the order of the allocations. */
   commit(exception: Committable): void;
   /** An allocated chunk will not be used: nothing writes to it any more, and it may be given out again. */

@@ -28,10 +28,10 @@ export class TransientStore implements ExceptionStore {
     return true;
   }
 
-  allocate(): number {
+  allocate(isHole: boolean): number {
     const end = (this.#numbers.first + 1) * this.chunkSectorCount;
     if (!hasSectors(this.device, end)) return -1;
-    this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
+    if (!isHole) this.#ahead.use(end - this.chunkSectorCount, end, this.holdDevices);
     return this.#numbers.take();
   }
 
