@@ -1,6 +1,9 @@
 // How a copy is watched: bars on a terminal, a line now and then elsewhere, events for programs.
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { Copy } from '../copy/copy.ts';
+import { bytesText } from '../copy/units.ts';
+
+export { bytesText };
 
 const BAR_MILLISECONDS = 200;
 const LINE_MILLISECONDS = 5000;
@@ -10,19 +13,6 @@ const RATE_MILLISECONDS = 5000;
 
 export interface Watch {
   stop(): void;
-}
-
-const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
-
-/** `1.5 GiB`. */
-export function bytesText(byteLength: number): string {
-  let value = byteLength;
-  let unit = 0;
-  while (value >= 1024 && unit < UNITS.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
 function timeText(seconds: number): string {
@@ -68,20 +58,24 @@ class Observer {
   states(): State[] {
     return this.#copy.destinations.map((destination, index) => {
       const note = destination.dead === null ? (destination.failures.length > 0 ? 'errors' : '') : 'FAILED';
-      const { handledSectorCount, totalSectorCount, region } = destination;
-      return state(region.label, handledSectorCount, totalSectorCount, this.#rates[index]!, note);
+      const { handledByteLength, totalByteLength, region } = destination;
+      return state(region.label, handledByteLength, totalByteLength, this.#rates[index]!, note);
     });
   }
 
   verification(): State {
     const copy = this.#copy;
-    return state('verifying', copy.verifiedSectorCount, copy.verifiableSectorCount, this.#verifyRate, '');
+    return state(
+      'verifying',
+      copy.verifiedSectorCount * SECTOR_SIZE,
+      copy.verifiableSectorCount * SECTOR_SIZE,
+      this.#verifyRate,
+      '',
+    );
   }
 }
 
-function state(label: string, done: number, total: number, rate: Rate, note: string): State {
-  const doneByteLength = done * SECTOR_SIZE;
-  const totalByteLength = total * SECTOR_SIZE;
+function state(label: string, doneByteLength: number, totalByteLength: number, rate: Rate, note: string): State {
   const bytesPerSecond = rate.add(doneByteLength);
   return {
     label,

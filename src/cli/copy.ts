@@ -2,14 +2,13 @@
 import { constants } from 'node:os';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import { SECTOR_SIZE } from '../block/sector.ts';
 import { MAX_TOLD_RANGE_COUNT } from '../copy/bounds.ts';
 import { Copy, type CopyOptions } from '../copy/copy.ts';
 import type { Destination } from '../copy/destination.ts';
-import { DONE } from '../copy/ranges.ts';
+import { bytesText } from '../copy/units.ts';
 import { DeviceRegistry } from '../devices/index.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
-import { bytesText, type Watch, watchWithBars, watchWithEvents, watchWithLines, writeEvent } from './copy-progress.ts';
+import { type Watch, watchWithBars, watchWithEvents, watchWithLines, writeEvent } from './copy-progress.ts';
 
 export interface CopyCommandOptions {
   keepGoing?: boolean;
@@ -150,7 +149,7 @@ function failuresOf(
 
 function resultLines(copy: Copy, destination: Destination): string {
   const { region, dead, verified } = destination;
-  const done = bytesText(destination.map.count(DONE) * SECTOR_SIZE);
+  const done = bytesText(destination.doneByteLength);
   const lines: string[] = [];
   if (isComplete(copy, destination)) {
     lines.push(`${region.label}: ${done} done${verified === null ? '' : `, verified ${verified}`}`);
@@ -171,7 +170,7 @@ function resultOf(copy: Copy, destination: Destination): Record<string, unknown>
     event: 'result',
     device: destination.region.label,
     complete: isComplete(copy, destination),
-    doneByteLength: destination.map.count(DONE) * SECTOR_SIZE,
+    doneByteLength: destination.doneByteLength,
     givenUp: destination.dead?.message ?? null,
     verified: destination.verified,
     failures: failuresOf(copy, destination),

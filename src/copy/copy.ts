@@ -2,6 +2,7 @@
 // what failed and what is left is settled here.
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { NodeLoop } from '../reactor/node-loop.ts';
@@ -17,11 +18,13 @@ import {
 import { Destination } from './destination.ts';
 import { FileCopier } from './files.ts';
 import { formatMapfile, loadMapfile, saveMapfile } from './mapfile.ts';
-import { checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
+import { byteLengthOf, checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
 import { extentsOf, type Piece, piecesOf, type SourceExtent } from './plan.ts';
 import { DONE, RangeMap } from './ranges.ts';
 import { RateLimit } from './rate.ts';
 import { SourceReader } from './reader.ts';
+import type { CopyRegion } from './request.ts';
+import { openTail, type Tail } from './tail.ts';
 import { verify } from './verify.ts';
 
 export interface CopyOptions extends OpenOptions {
@@ -54,11 +57,20 @@ export interface CopyHost {
   readonly devices: DeviceRegistry;
 }
 
+function tailOf(io: DmIoClient, opened: OpenedRegion): Tail {
+  const { path, nbd, takesBytes, tailByteLength } = opened;
+  return openTail(io, {
+    region: opened,
+    byteLength: tailByteLength,
+    filePath: takesBytes && nbd === null ? path : null,
+    nbd: takesBytes ? nbd : null,
+  });
+}
+
 /** A copy whose devices are open. */
 export class Copy {
   /** Null for zeroing. */
   readonly source: OpenedRegion | null;
-  readonly sectorCount: number;
   phase: CopyPhase = 'copying';
   /** Sectors read back, of all destinations. */
   verifiedSectorCount = 0;
@@ -70,6 +82,9 @@ export class Copy {
   readonly #parts: Part[] = [];
   readonly #files: FileCopier[] = [];
   readonly #reader: SourceReader | null;
+  readonly #sourceTail: Tail | null;
+  #tailBytes: Promise<Uint8Array> | null = null;
+  /** Of the source; empty for zeroing. */
   #extents: SourceExtent[] = [];
 
   private constructor(
@@ -83,9 +98,10 @@ export class Copy {
     this.#options = options;
     this.#devices = devices;
     this.source = source;
-    this.sectorCount = destinations[0]!.sectorCount;
     const readerPages = (MAX_BUSY_BLOCK_COUNT * BLOCK_SECTOR_COUNT) / 8;
-    this.#reader = source === null ? null : new SourceReader(this.#client(readerPages), source, this.#keepGoing);
+    const io = source === null ? null : this.#client(readerPages);
+    this.#reader = source === null ? null : new SourceReader(io!, source, this.#keepGoing);
+    this.#sourceTail = source === null || source.tailByteLength === 0 ? null : tailOf(io!, source);
     for (const [index, opened] of destinations.entries())
       this.#parts.push(this.#makePart(opened, index, destinations.length));
   }
@@ -113,7 +129,8 @@ export class Copy {
     try {
       const from = source === null ? null : await devices.source(parseRegion(source));
       const to: OpenedRegion[] = [];
-      for (const text of destinations) to.push(await devices.destination(parseRegion(text), from?.sectorCount ?? null));
+      for (const text of destinations)
+        to.push(await devices.destination(parseRegion(text), from === null ? null : byteLengthOf(from)));
       checkApart(from, to);
       return new Copy(host, options, devices, from, to);
     } catch (error) {
@@ -149,11 +166,15 @@ export class Copy {
     const windowBlockCount = Math.max(1, Math.min(MAX_WINDOW_BLOCK_COUNT, Math.floor(MAX_BUSY_BLOCK_COUNT / count)));
     const files = this.source === null ? null : FileCopier.open(this.source, opened);
     if (files !== null) this.#files.push(files);
+    const io = this.#client((windowBlockCount * BLOCK_SECTOR_COUNT) / 8);
+    const { tailByteLength } = opened;
     const destination = new Destination({
       files,
       region: opened,
-      map: this.#loadMap(path, opened.sectorCount),
-      io: this.#client((windowBlockCount * BLOCK_SECTOR_COUNT) / 8),
+      map: this.#loadMap(path, opened),
+      io,
+      tailByteLength,
+      tail: tailByteLength === 0 ? null : { place: tailOf(io, opened), bytes: () => this.#readTail(tailByteLength) },
       reader: this.#reader,
       keepGoing: this.#keepGoing,
       rate: bytesPerSecond === undefined ? null : new RateLimit(this.#host.loop, bytesPerSecond),
@@ -163,9 +184,17 @@ export class Copy {
     return { destination, opened, mapfile: path };
   }
 
-  #loadMap(path: string | null, sectorCount: number): RangeMap {
-    const known = path === null ? null : loadMapfile(path, this.source?.sector ?? 0, sectorCount);
-    if (known === null) return new RangeMap(sectorCount);
+  /** The last bytes of the source, read once. @throws DmError */
+  #readTail(byteLength: number): Promise<Uint8Array> {
+    if (this.#sourceTail === null) return Promise.resolve(new Uint8Array(byteLength));
+    this.#tailBytes ??= this.#sourceTail.read();
+    return this.#tailBytes;
+  }
+
+  #loadMap(path: string | null, opened: OpenedRegion): RangeMap {
+    const byteLength = byteLengthOf(opened);
+    const known = path === null ? null : loadMapfile(path, this.source?.sector ?? 0, byteLength);
+    if (known === null) return new RangeMap(Math.ceil(byteLength / SECTOR_SIZE));
     if (this.#options.retry) return known;
     throw new DmError(
       Errno.EEXIST,
@@ -175,7 +204,7 @@ export class Copy {
 
   /** Copies, verifies, brings the maps up to date. What failed where is told by the destinations, and by `failure`. */
   async run(): Promise<void> {
-    this.#extents = await this.#findExtents();
+    if (this.source !== null) this.#extents = await extentsOf(this.source);
     const plans = this.#parts.map(({ destination }) => [...this.#piecesFor(destination)]);
     for (const [index, { destination }] of this.#parts.entries()) {
       destination.totalSectorCount = plans[index]!.reduce((sum, { start, end }) => sum + end - start, 0);
@@ -193,19 +222,16 @@ export class Copy {
 
   readonly #shouldStop = (): boolean => this.stopped || this.failure !== null;
 
-  async #findExtents(): Promise<SourceExtent[]> {
-    if (this.source === null) return [{ start: 0, end: this.sectorCount, zero: true }];
-    return extentsOf(this.source);
+  *#piecesFor({ map, region, pieceSectorCount }: Destination): Generator<Piece> {
+    yield* piecesOf(this.#meantFor(region), map, pieceSectorCount);
+    const tail = { start: region.sectorCount, end: map.sectorCount };
+    if (tail.start < tail.end && [...map.ranges([DONE], tail)].length === 0) yield { ...tail, zero: false };
   }
 
-  #piecesFor(destination: Destination): Generator<Piece> {
-    return piecesOf(this.#meant, destination.map, destination.pieceSectorCount);
-  }
-
-  /** What is to be handled at all. */
-  get #meant(): SourceExtent[] {
-    if (this.source === null || !this.#options.skipHoles) return this.#extents;
-    return this.#extents.filter(({ zero }) => !zero);
+  /** Whole sectors that are to be handled at all. */
+  #meantFor({ sectorCount }: CopyRegion): SourceExtent[] {
+    if (this.source === null) return [{ start: 0, end: sectorCount, zero: true }];
+    return this.#options.skipHoles ? this.#extents.filter(({ zero }) => !zero) : this.#extents;
   }
 
   async #runPart({ destination }: Part, pieces: Iterator<Piece>): Promise<void> {
@@ -235,7 +261,7 @@ export class Copy {
     const source = this.source?.label ?? 'zeroes';
     const comment = ['Mapfile. Written by dmkit copy, in the format of GNU ddrescue.', `${source} to ${label}`];
     try {
-      saveMapfile(path, formatMapfile(destination.map, this.source?.sector ?? 0, comment));
+      saveMapfile(path, formatMapfile(destination.map, this.source?.sector ?? 0, destination.byteLength, comment));
     } catch (error) {
       this.#failed(error);
     }
@@ -246,7 +272,6 @@ export class Copy {
     const setup = {
       loop: this.#host.loop,
       reader: this.#reader,
-      within: this.#meant,
       shouldStop: this.#shouldStop,
       onProgress: (sectorCount: number): void => {
         this.verifiedSectorCount += sectorCount;
@@ -256,7 +281,7 @@ export class Copy {
       this.#parts.map(async ({ destination, opened, mapfile }) => {
         if (destination.dead !== null) return;
         try {
-          await verify(destination, { ...setup, opened });
+          await verify(destination, { ...setup, opened, within: this.#meantFor(opened) });
         } catch (error) {
           this.#failed(error);
         }

@@ -1,6 +1,6 @@
 // One destination: its own pace, its own failures, its own map.
 import { Errno, errnoMessage } from '../block/errno.ts';
-import { type DmError, IoError } from '../block/errors.ts';
+import { DmError, IoError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
 import { BLOCK_SECTOR_COUNT, FILE_PIECE_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
@@ -11,6 +11,7 @@ import { BAD, DONE, FAILED, type Range, type RangeMap, type Status, UNTRIED } fr
 import type { RateLimit } from './rate.ts';
 import type { Block, SourceReader } from './reader.ts';
 import { type CopyRegion, flush, transfer, writeZeroes } from './request.ts';
+import type { Tail } from './tail.ts';
 
 /** Errors after which nothing can be expected of a device. */
 const DEADLY: readonly number[] = [
@@ -27,8 +28,13 @@ const ZEROES = new Uint8Array(BLOCK_SECTOR_COUNT * SECTOR_SIZE);
 
 export interface DestinationSetup {
   readonly region: CopyRegion;
+  /** One sector more than the region has whole ones, where there is a tail. */
   readonly map: RangeMap;
   readonly io: DmIoClient;
+  /** Bytes behind the last whole sector. */
+  readonly tailByteLength: number;
+  /** Where they go, and what they are; null without a tail. `bytes` throws DmError. */
+  readonly tail: { place: Tail; bytes(): Promise<Uint8Array> } | null;
   /** Null for zeroing. */
   readonly reader: SourceReader | null;
   /** Where both are files. */
@@ -63,7 +69,7 @@ export class Destination {
   /** Written since the last flush. */
   #unflushed: Range[] = [];
   #deadBlockCount = 0;
-  #readFailure: IoError | null = null;
+  #readFailure: DmError | null = null;
   #hasWriteZeroes: boolean;
 
   constructor(setup: DestinationSetup) {
@@ -75,6 +81,36 @@ export class Destination {
 
   get io(): DmIoClient {
     return this.#setup.io;
+  }
+
+  get tail(): DestinationSetup['tail'] {
+    return this.#setup.tail;
+  }
+
+  /** Size of the region. */
+  get byteLength(): number {
+    return this.#bytesOf(this.map.sectorCount);
+  }
+
+  /** Durable, by the map. */
+  get doneByteLength(): number {
+    let byteLength = 0;
+    for (const { start, end } of this.map.ranges([DONE])) byteLength += this.#bytesOf(end) - this.#bytesOf(start);
+    return byteLength;
+  }
+
+  /** Written or skipped, durable or not. */
+  get handledByteLength(): number {
+    return Math.min(this.handledSectorCount * SECTOR_SIZE, this.totalByteLength);
+  }
+
+  get totalByteLength(): number {
+    return this.#bytesOf(this.totalSectorCount);
+  }
+
+  /** Of the first `sectorCount` sectors: the last one may be there in part. */
+  #bytesOf(sectorCount: number): number {
+    return Math.min(sectorCount * SECTOR_SIZE, this.region.sectorCount * SECTOR_SIZE + this.#setup.tailByteLength);
   }
 
   /** Sectors of data to do at a time. A rate is kept by small steps. */
@@ -97,7 +133,8 @@ export class Destination {
 
   async #do(piece: Piece, blockCount: number, isOver: () => boolean): Promise<void> {
     const { reader, files } = this.#setup;
-    if (piece.zero || reader === null) await this.#zero(piece);
+    if (piece.start >= this.region.sectorCount) await this.#writeTail(piece);
+    else if (piece.zero || reader === null) await this.#zero(piece);
     else if (files !== null && (await files.copy(piece.start, piece.end))) this.#unflushed.push(piece);
     else {
       const blocks = cut(piece, BLOCK_SECTOR_COUNT);
@@ -175,6 +212,30 @@ export class Destination {
     const last = this.failures.at(-1);
     if (last !== undefined && last.end === start && last.reason === reason) last.end = end;
     else this.failures.push({ start, end, reason });
+  }
+
+  // The last bytes
+
+  async #writeTail({ start, end }: Range): Promise<void> {
+    const { place, bytes } = this.#setup.tail!;
+    let data: Uint8Array;
+    try {
+      data = await bytes();
+    } catch (error) {
+      if (!(error instanceof DmError)) throw error;
+      this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, `read: ${errnoMessage(error.errno)}`);
+      if (!this.#setup.keepGoing) this.#readFailure ??= error;
+      return;
+    }
+    if (this.dead !== null) return;
+    try {
+      await place.write(data);
+      this.#unflushed.push({ start, end });
+    } catch (error) {
+      if (!(error instanceof DmError)) throw error;
+      this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, `write: ${errnoMessage(error.errno)}`);
+      if (!this.#setup.keepGoing || DEADLY.includes(error.errno)) this.dead ??= error;
+    }
   }
 
   // Zeroes

@@ -15,23 +15,31 @@ const STATUSES = new Map<string, Status>([
   ['+', DONE],
 ]);
 
-function hex(sector: number): string {
-  return `0x${(BigInt(sector) * BigInt(SECTOR_SIZE)).toString(16).toUpperCase().padStart(8, '0')}`;
+function hex(byte: bigint): string {
+  return `0x${byte.toString(16).toUpperCase().padStart(8, '0')}`;
 }
 
 /**
  * @param firstSector where the copy begins on the source: positions are the source's
+ * @param byteLength of the copy; the map's last sector may be there in part
  * @param comment lines for people
  */
-export function formatMapfile(map: RangeMap, firstSector: number, comment: readonly string[]): string {
+export function formatMapfile(
+  map: RangeMap,
+  firstSector: number,
+  byteLength: number,
+  comment: readonly string[],
+): string {
+  const base = BigInt(firstSector) * BigInt(SECTOR_SIZE);
+  const at = (sector: number): bigint => BigInt(Math.min(sector * SECTOR_SIZE, byteLength));
   const open = map.entries.find(({ status }) => status !== DONE);
-  const position = hex(firstSector + (open?.start ?? map.sectorCount));
+  const position = hex(base + at(open?.start ?? map.sectorCount));
   const lines = [
     ...comment.map((line) => `# ${line}`),
     '# current_pos  current_status  current_pass',
     `${position}     ${open === undefined ? '+' : '?'}               1`,
     '#      pos        size  status',
-    ...map.entries.map(({ start, end, status }) => `${hex(firstSector + start)}  ${hex(end - start)}  ${status}`),
+    ...map.entries.map(({ start, end, status }) => `${hex(base + at(start))}  ${hex(at(end) - at(start))}  ${status}`),
   ];
   return `${lines.join('\n')}\n`;
 }
@@ -40,18 +48,33 @@ function refused(path: string, line: number, reason: string): DmError {
   return new DmError(Errno.EINVAL, `${path}, line ${line}: ${reason}`);
 }
 
-const NUMBER = '(0[xX][0-9a-fA-F]+|[0-9]+)';
-const HEAD_LINE = new RegExp(`^${NUMBER}\\s+([?*/+\\-FG])(?:\\s+[0-9]+)?$`);
+// Numbers as C reads them, which ddrescue does: 0x… is hexadecimal, 0… octal. 08 is refused there, and here.
+const NUMBER = '(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)';
+const HEAD_LINE = new RegExp(`^${NUMBER}\\s+[?*/+\\-FG](?:\\s+0*[1-9][0-9]*)?$`);
 const RANGE_LINE = new RegExp(`^${NUMBER}\\s+${NUMBER}\\s+([?*/+-])$`);
+const MAX_POSITION = 2n ** 63n - 1n;
+
+function numberOf(text: string): bigint {
+  return BigInt(/^0[0-7]+$/.test(text) ? `0o${text}` : text);
+}
 
 /**
- * Reads a mapfile. What it says about sectors outside the copy is left out; what it does not mention was not tried; of a
- * sector that lies on a border the worse status counts.
+ * Reads a mapfile. Sectors outside the copy are left out; sectors that it does not mention were not tried; of a sector
+ * that lies on a border the worse status counts.
  *
+ * @param byteLength of the copy
+ * @param endByte of the source: a map that has more rescued is that of another disk
  * @throws DmError EINVAL naming the line
  */
-export function parseMapfile(text: string, path: string, firstSector: number, sectorCount: number): RangeMap {
-  const map = new RangeMap(sectorCount);
+export function parseMapfile(
+  text: string,
+  path: string,
+  firstSector: number,
+  byteLength: number,
+  endByte: number = Number.POSITIVE_INFINITY,
+): RangeMap {
+  const map = new RangeMap(Math.ceil(byteLength / SECTOR_SIZE));
+  const base = BigInt(firstSector) * BigInt(SECTOR_SIZE);
   let hasHead = false;
   let next: bigint | null = null;
   for (const [index, raw] of text.split('\n').entries()) {
@@ -64,29 +87,39 @@ export function parseMapfile(text: string, path: string, firstSector: number, se
     }
     const parts = RANGE_LINE.exec(line);
     if (parts === null) throw refused(path, index + 1, 'not "position size status"');
-    const start = BigInt(parts[1]!);
-    const size = BigInt(parts[2]!);
+    const start = numberOf(parts[1]!);
+    const size = numberOf(parts[2]!);
     if (next !== null && start !== next) throw refused(path, index + 1, 'a gap, or ranges that overlap');
     next = start + size;
+    if (next > MAX_POSITION) throw refused(path, index + 1, 'a range that ends behind 2^63');
     const status = STATUSES.get(parts[3]!)!;
-    apply(map, start - BigInt(firstSector) * BigInt(SECTOR_SIZE), size, status);
+    if (status !== UNTRIED && next > endByte) {
+      throw refused(
+        path,
+        index + 1,
+        `it knows of byte ${next - 1n}, and the source ends at ${endByte}: another source's map`,
+      );
+    }
+    apply(map, start - base, size, status, BigInt(byteLength));
   }
-  if (!hasHead) throw refused(path, 1, 'this is no mapfile');
+  if (!hasHead) throw refused(path, 1, 'this file is not a mapfile');
   return map;
 }
 
-function apply(map: RangeMap, start: bigint, size: bigint, status: Status): void {
+function apply(map: RangeMap, start: bigint, size: bigint, status: Status, byteLength: bigint): void {
   const sector = BigInt(SECTOR_SIZE);
-  // Whole sectors alone are done; a sector that failed in part has failed.
+  const from = start < 0n ? 0n : start;
+  const to = start + size < byteLength ? start + size : byteLength;
+  if (from >= to) return;
+  // Whole sectors alone are done (the last one is whole at the end of the copy); one that failed in part has failed.
   const up = (byte: bigint): bigint => (byte + sector - 1n) / sector;
-  const first = status === DONE ? up(start < 0n ? 0n : start) : (start < 0n ? 0n : start) / sector;
-  const last = status === DONE ? (start + size) / sector : up(start + size < 0n ? 0n : start + size);
-  const end = Number(last < BigInt(map.sectorCount) ? last : BigInt(map.sectorCount));
-  if (first < BigInt(end)) map.set(Number(first), end, status);
+  const first = status === DONE ? up(from) : from / sector;
+  const last = status === DONE && to < byteLength ? to / sector : up(to);
+  if (first < last) map.set(Number(first), Number(last), status);
 }
 
 /** Null where there is no such file. @throws DmError for one that can't be read, or is no mapfile */
-export function loadMapfile(path: string, firstSector: number, sectorCount: number): RangeMap | null {
+export function loadMapfile(path: string, firstSector: number, byteLength: number): RangeMap | null {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
@@ -95,7 +128,7 @@ export function loadMapfile(path: string, firstSector: number, sectorCount: numb
     if (errno === Errno.ENOENT) return null;
     throw new DmError(errno, `cannot read the mapfile ${path}: ${errnoMessage(errno)}`);
   }
-  return parseMapfile(text, path, firstSector, sectorCount);
+  return parseMapfile(text, path, firstSector, byteLength);
 }
 
 /** Whole or not at all: written beside its place, then moved there. */

@@ -1,14 +1,17 @@
 // From the words of the command line to open devices, and what is refused before a byte moves.
-import { closeSync, existsSync, ftruncateSync, openSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, ftruncateSync, openSync, rmSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
+import type { NbdDevice } from '../devices/nbd.ts';
 import type { AttachedNbd } from '../nbd/attach.ts';
 import type { NodeLoop } from '../reactor/node-loop.ts';
 import { MAX_DESTINATION_COUNT } from './bounds.ts';
 import type { CopyRegion } from './request.ts';
+import { sizeText } from './units.ts';
 
 /** A device and the sectors meant, as the user wrote them. */
 export interface RegionArgument {
@@ -20,6 +23,8 @@ export interface RegionArgument {
 }
 
 const MAPPER_FOLDER = '/dev/mapper/';
+/** The one place below /dev where files are made. */
+const SHARED_MEMORY_FOLDER = '/dev/shm/';
 const NBD_URI = /^nbds?(\+unix)?:\/\//;
 
 function refused(message: string, errno: number = Errno.EINVAL): DmError {
@@ -48,24 +53,42 @@ export interface OpenOptions {
   mapperUri?: (name: string) => Promise<string>;
 }
 
-type OpenedDevice = Pick<OpenedRegion, 'device' | 'path' | 'isFile'>;
+type OpenedDevice = Pick<OpenedRegion, 'device' | 'path' | 'isFile' | 'nbd'> & {
+  /** Size of the whole device; no multiple of 512 for some files and exports. */
+  readonly deviceByteLength: number;
+  /** It takes single bytes behind its last whole sector, or anywhere. */
+  readonly takesBytes: boolean;
+};
 
 /** A region whose device is open. */
 export interface OpenedRegion extends CopyRegion {
-  /** What the device is, for reading it back: a path, or null for a remote one. */
+  /** Path of the file or block device, for reading it back; null for a remote device. */
   readonly path: string | null;
   /** A plain file, through the page cache. */
   readonly isFile: boolean;
+  /** An export of an NBD server, else null. */
+  readonly nbd: NbdDevice | null;
+  /** Bytes that follow the last whole sector of the region and belong to it: 0 to 511. */
+  readonly tailByteLength: number;
+  /** The tail can be written to the byte; else in a sector of its own. */
+  readonly takesBytes: boolean;
+}
+
+/** Size of a region. */
+export function byteLengthOf(region: Pick<OpenedRegion, 'sectorCount' | 'tailByteLength'>): number {
+  return region.sectorCount * SECTOR_SIZE + region.tailByteLength;
 }
 
 /** An image that is not there is made, sparse and as large as it has to be. */
-function createImage({ device, sector }: RegionArgument, sectorCount: number): boolean {
-  const isNoPath = NBD_URI.test(device) || device.startsWith('/dev/') || /^\d+:\d+$/.test(device);
+function createImage({ device, sector }: RegionArgument, byteLength: number): boolean {
+  const path = resolve(device);
+  const isDevice = path.startsWith('/dev/') && !path.startsWith(SHARED_MEMORY_FOLDER);
+  const isNoPath = NBD_URI.test(device) || isDevice || /^\d+:\d+$/.test(device);
   if (isNoPath || existsSync(device)) return false;
   try {
     const fd = openSync(device, 'wx', 0o666);
     try {
-      ftruncateSync(fd, (sector + sectorCount) * SECTOR_SIZE);
+      ftruncateSync(fd, sector * SECTOR_SIZE + byteLength);
     } finally {
       closeSync(fd);
     }
@@ -74,6 +97,14 @@ function createImage({ device, sector }: RegionArgument, sectorCount: number): b
     const errno = errnoFromException(error);
     throw refused(`${device} can't be made: ${errnoMessage(errno)}`, errno);
   }
+}
+
+/** Of an open file; the bytes behind its last whole sector count. */
+function sizeOf(path: string, device: BlockDevice): number {
+  const byteLength = device.sectorCount * SECTOR_SIZE;
+  const { size } = statSync(path);
+  // Cut or grown since it was opened: the device's word counts.
+  return size >= byteLength && size < byteLength + SECTOR_SIZE ? size : byteLength;
 }
 
 /** Everything one copy has open. */
@@ -96,19 +127,19 @@ export class OpenedDevices {
   }
 
   /**
-   * Opens (or, for an image that is not there, makes) a destination with room for `sectorCount`; null where its own
-   * size counts.
+   * Opens (or, for an image that is not there, makes) a destination with room for `byteLength`; null where its own size
+   * counts.
    */
-  async destination(argument: RegionArgument, sectorCount: number | null): Promise<OpenedRegion> {
-    if (sectorCount !== null && !this.#isThere(argument.device) && createImage(argument, sectorCount)) {
+  async destination(argument: RegionArgument, byteLength: number | null): Promise<OpenedRegion> {
+    if (byteLength !== null && !this.#isThere(argument.device) && createImage(argument, byteLength)) {
       this.#created.push(argument.device);
     }
     const opened = await this.#openDevice(argument, false);
     if (opened.device.readOnly) throw refused(`${argument.text} is read-only`, Errno.EROFS);
-    return this.#region(argument, opened, sectorCount);
+    return this.#region(argument, opened, byteLength);
   }
 
-  /** Something answers to this name: a file, a device, one that the program has registered. */
+  /** A file, a device, or a device that the program has registered answers to this name. */
   #isThere(name: string): boolean {
     try {
       this.#host.devices.close(this.#host.devices.open(name, true), true);
@@ -119,19 +150,24 @@ export class OpenedDevices {
   }
 
   #region(argument: RegionArgument, opened: OpenedDevice, wanted: number | null): OpenedRegion {
-    const { device } = opened;
+    const { deviceByteLength, takesBytes, ...rest } = opened;
     const { text, sector } = argument;
-    const available = Math.max(0, device.sectorCount - sector);
-    const sectorCount = wanted ?? argument.sectorCount ?? available;
-    if (sectorCount > available || (argument.sectorCount ?? sectorCount) < sectorCount) {
-      const room = Math.min(available, argument.sectorCount ?? available);
+    const available = Math.max(0, deviceByteLength - sector * SECTOR_SIZE);
+    const named = argument.sectorCount === null ? null : argument.sectorCount * SECTOR_SIZE;
+    const byteLength = wanted ?? named ?? available;
+    const room = Math.min(available, named ?? available);
+    const tailByteLength = byteLength % SECTOR_SIZE;
+    const needed = takesBytes ? byteLength : byteLength + ((SECTOR_SIZE - tailByteLength) % SECTOR_SIZE);
+    if (needed > room) {
+      const from = sector > 0 ? ` from sector ${sector} on` : '';
       throw refused(
-        `${text} is too small: ${sectorCount} sectors are wanted${sector > 0 ? ` from sector ${sector} on` : ''}, and there are ${room}`,
+        `${text} is too small: ${sizeText(byteLength)} are wanted${from}, and there are ${sizeText(room)}`,
         Errno.ENOSPC,
       );
     }
-    if (sectorCount === 0) throw refused(`${text} has no sectors`);
-    return { ...opened, sector, sectorCount, label: text };
+    if (byteLength === 0) throw refused(`${text} is empty`);
+    const sectorCount = (byteLength - tailByteLength) / SECTOR_SIZE;
+    return { ...rest, takesBytes, sector, sectorCount, tailByteLength, label: text };
   }
 
   async #openDevice(argument: RegionArgument, readOnly: boolean): Promise<OpenedDevice> {
@@ -144,7 +180,14 @@ export class OpenedDevices {
     const device = this.#host.devices.open(name, readOnly);
     this.#open.push({ device, readOnly });
     const info = isRemote ? undefined : this.#host.devices.info(device);
-    return { device, path: info?.path ?? null, isFile: info?.kind === 'file' && !info.direct };
+    const path = info?.path ?? null;
+    const nbd = this.#attached.get(name)?.device ?? null;
+    const isAnyFile = info?.kind === 'file';
+    let deviceByteLength = device.sectorCount * SECTOR_SIZE;
+    if (nbd !== null) deviceByteLength = nbd.byteLength;
+    else if (isAnyFile && path !== null) deviceByteLength = sizeOf(path, device);
+    const takesBytes = isAnyFile || (nbd?.takesBytes ?? false);
+    return { device, path, isFile: isAnyFile && !info.direct, nbd, deviceByteLength, takesBytes };
   }
 
   async #nameOf(device: string): Promise<string> {
@@ -168,18 +211,20 @@ export class OpenedDevices {
   }
 }
 
+/** Behind the last sector of which a part belongs to the region. */
+function endOf({ sector, sectorCount, tailByteLength }: OpenedRegion): number {
+  return sector + sectorCount + (tailByteLength > 0 ? 1 : 0);
+}
+
 /** @throws DmError where a destination is the source, or another destination */
-export function checkApart(source: CopyRegion | null, destinations: readonly CopyRegion[]): void {
+export function checkApart(source: OpenedRegion | null, destinations: readonly OpenedRegion[]): void {
   if (destinations.length < 1 || destinations.length > MAX_DESTINATION_COUNT) {
     throw refused(`${destinations.length} destinations; there can be 1 to ${MAX_DESTINATION_COUNT}`);
   }
   const seen = source === null ? [] : [source];
   for (const region of destinations) {
     const same = seen.find(
-      (other) =>
-        other.device === region.device &&
-        other.sector < region.sector + region.sectorCount &&
-        region.sector < other.sector + other.sectorCount,
+      (other) => other.device === region.device && other.sector < endOf(region) && region.sector < endOf(other),
     );
     if (same !== undefined) {
       const what = same === source ? 'the source' : `the destination ${same.label}`;

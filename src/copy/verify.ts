@@ -122,16 +122,35 @@ export async function verify(destination: Destination, setup: VerifySetup): Prom
         zeroes !== null
           ? compare(zeroes.subarray(0, bytes.byteLength))
           : await setup.reader!.use(start, end, async (block) => compare(block.data));
-      for (const range of found) {
-        destination.map.set(range.start, range.end, UNTRIED);
-        const last = destination.differing.at(-1);
-        if (last !== undefined && last.end === range.start) last.end = range.end;
-        else destination.differing.push(range);
-      }
+      for (const range of found) noteDifference(destination, range);
       setup.onProgress(end - start);
     }
+    if (!setup.shouldStop()) await verifyTail(destination, setup.opened);
     destination.verified = back.way;
   } finally {
     back.close();
   }
+}
+
+function noteDifference(destination: Destination, range: Range): void {
+  destination.map.set(range.start, range.end, UNTRIED);
+  const last = destination.differing.at(-1);
+  if (last !== undefined && last.end === range.start) last.end = range.end;
+  else destination.differing.push(range);
+}
+
+/** The bytes behind the last whole sector. @throws DmError where the source can't be read */
+async function verifyTail(destination: Destination, { path, sectorCount }: OpenedRegion): Promise<void> {
+  const { tail, map } = destination;
+  const range = { start: sectorCount, end: sectorCount + 1 };
+  if (tail === null || [...map.ranges([DONE], range)].length === 0) return;
+  const wanted = await tail.bytes();
+  if (path !== null) dropCache(path);
+  let found: Uint8Array | null = null;
+  try {
+    found = await tail.place.read();
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+  }
+  if (found === null || Buffer.compare(found, wanted) !== 0) noteDifference(destination, range);
 }

@@ -179,6 +179,32 @@ export class NbdDevice implements BlockDevice {
     return this.#links.connectionCount;
   }
 
+  /** The export's size. Up to 511 bytes of it may follow the last sector; {@link readBytes} and {@link writeBytes} reach them. */
+  get byteLength(): number {
+    return this.#links.details.byteLength;
+  }
+
+  /** The server takes requests of single bytes. */
+  get takesBytes(): boolean {
+    return (this.#links.details.blockSizes?.minimum ?? 1) === 1;
+  }
+
+  /** Reads bytes that are no whole sectors, one request's worth. Not to be touched until `done`, which gets an errno. */
+  readBytes(offset: number, bytes: Uint8Array, done: (errno: number) => void): void {
+    this.#links.submit({ send: (client, sent) => client.read(offset, bytes, sent), end: done });
+  }
+
+  /** Writes bytes that are no whole sectors, one request's worth; a flush makes them durable. `done` gets an errno. */
+  writeBytes(offset: number, bytes: Uint8Array, done: (errno: number) => void): void {
+    this.#links.submit({
+      send: (client, sent) => client.write(offset, bytes, false, sent),
+      end: (errno) => {
+        if (errno === 0) this.#isDirty = true;
+        done(errno);
+      },
+    });
+  }
+
   syncObstacle(): string {
     return `${this.name} is on another machine, or in another process, which must answer`;
   }

@@ -54,7 +54,10 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
 
   it.each([
     [['s.img', 's.img'], /s\.img is the source/],
-    [['s.img', 'small.img'], /small\.img is too small: 100 sectors are wanted, and there are 10/],
+    [
+      ['s.img', 'small.img'],
+      /small\.img is too small: 100 sectors \(50\.0 KiB\) are wanted, and there are 10 sectors \(5\.0 KiB\)/,
+    ],
     [['s.img'], /a source and one destination at least/],
     [['s.img', 'a.img', '--retry'], /--mapfile/],
     [['s.img', 'a.img', '--rate', 'fast'], /bytes a second/],

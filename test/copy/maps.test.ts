@@ -57,7 +57,7 @@ describe('a mapfile', () => {
     fc.assert(
       fc.property(fc.array(change, { maxLength: 12 }), fc.nat(2 ** 40), (changes, first) => {
         const { map } = build(changes);
-        const back = parseMapfile(formatMapfile(map, first, ['a comment']), 'map', first, SIZE);
+        const back = parseMapfile(formatMapfile(map, first, SIZE * 512, ['a comment']), 'map', first, SIZE * 512);
         expect(back.entries).toEqual(map.entries);
       }),
     );
@@ -76,7 +76,7 @@ describe('a mapfile', () => {
       '0x00001000  0x00001000  *',
       '0x00002000  0x00100000  +',
     ].join('\n');
-    const map = parseMapfile(text, 'map', 0, 20);
+    const map = parseMapfile(text, 'map', 0, 20 * 512);
     // Sector 2 is done in part and bad in part.
     expect(map.entries.map(({ start, end, status: is }) => `${start}-${end}${is}`)).toEqual([
       '0-2+',
@@ -84,25 +84,25 @@ describe('a mapfile', () => {
       '3-16*',
       '16-20+',
     ]);
-    expect(parseMapfile(text, 'map', 4, 3).entries).toEqual([{ start: 0, end: 3, status: FAILED }]);
-    expect(parseMapfile(text, 'map', 1_000_000, 3).entries).toEqual([{ start: 0, end: 3, status: UNTRIED }]);
+    expect(parseMapfile(text, 'map', 4, 3 * 512).entries).toEqual([{ start: 0, end: 3, status: FAILED }]);
+    expect(parseMapfile(text, 'map', 1_000_000, 3 * 512).entries).toEqual([{ start: 0, end: 3, status: UNTRIED }]);
   });
 
   it.each([
-    ['', /no mapfile/],
+    ['', /not a mapfile/],
     ['0x0 ? 1\n0x0 0x200', /line 2/],
     ['0x0 ? 1\n0x0 0x200 x', /line 2/],
     ['0x0 0x200 +', /line 1/],
     ['0x0 ? 1\n0x0 0x200 +\n0x400 0x200 +', /line 3: a gap/],
     ['0x0 ? 1\n0x0 0x400 +\n0x200 0x200 +', /line 3/],
   ])('%j is refused', (text, message) => {
-    expect(() => parseMapfile(text, 'map', 0, 8)).toThrow(message);
+    expect(() => parseMapfile(text, 'map', 0, 8 * 512)).toThrow(message);
   });
 
   it('is null where there is none, and an error where it can not be read or written', () => {
     const folder = tempDir();
-    expect(loadMapfile(join(folder, 'none'), 0, 8)).toBeNull();
-    expect(() => loadMapfile(folder, 0, 8)).toThrow(/cannot read the mapfile/);
+    expect(loadMapfile(join(folder, 'none'), 0, 4096)).toBeNull();
+    expect(() => loadMapfile(folder, 0, 4096)).toThrow(/cannot read the mapfile/);
     expect(() => saveMapfile(join(folder, 'no', 'folder'), '')).toThrow(/cannot write the mapfile/);
   });
 
@@ -114,7 +114,7 @@ describe('a mapfile', () => {
     map.set(4096, 1 << 20, DONE);
     for (const first of [0, 4096]) {
       const path = join(tempDir(), 'map');
-      writeFileSync(path, formatMapfile(map, first, ['of a test']));
+      writeFileSync(path, formatMapfile(map, first, 2 ** 29, ['of a test']));
       const bad = await run(peer('ddrescuelog'), ['-l', '-', path]);
       expect([bad.code, bad.stdout.trim()]).toEqual([0, String(first + 1000)]);
       const open = await run(peer('ddrescuelog'), ['-D', path]);
@@ -122,7 +122,7 @@ describe('a mapfile', () => {
     }
     map.set(0, 1 << 20, DONE);
     const path = join(tempDir(), 'map');
-    writeFileSync(path, formatMapfile(map, 0, []));
+    writeFileSync(path, formatMapfile(map, 0, 2 ** 29, []));
     expect((await run(peer('ddrescuelog'), ['-D', path])).code).toBe(0);
   });
 });
