@@ -19,7 +19,11 @@ export const COPY_OPTIONS: readonly CopyOption[] = [
     flags: '--mapfile <file>',
     description: "keep GNU ddrescue's map of what is done; FILE.1, FILE.2 … for several destinations",
   },
-  { flags: '--retry', description: 'go on with what the map lacks' },
+  { flags: '--retry', description: 'go on with what the map lacks; maps are found by their disks, in any order' },
+  {
+    flags: '--force',
+    description: 'with --retry: believe a map that belongs to other disks, or does not say to which',
+  },
   { flags: '--json', description: 'one JSON object a line' },
 ];
 

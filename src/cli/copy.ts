@@ -3,8 +3,8 @@ import { constants } from 'node:os';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { MAX_TOLD_RANGE_COUNT } from '../copy/bounds.ts';
-import { Copy, type CopyOptions } from '../copy/copy.ts';
-import type { Destination } from '../copy/destination.ts';
+import { Copy, type CopyOptions, type RefusedDestination } from '../copy/copy.ts';
+import { Destination } from '../copy/destination.ts';
 import { bytesText } from '../copy/units.ts';
 import { DeviceRegistry } from '../devices/index.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
@@ -18,6 +18,7 @@ export interface CopyCommandOptions {
   rate?: string;
   mapfile?: string;
   retry?: boolean;
+  force?: boolean;
   json?: boolean;
 }
 
@@ -42,6 +43,8 @@ function checkOptions(names: readonly string[], options: CopyCommandOptions): vo
   };
   if (options.zero && options.skipHoles) refuse('--zero has no source, and so no holes to skip');
   if (options.retry && options.mapfile === undefined) refuse('--retry needs the map of an earlier copy: --mapfile');
+  if (options.force && !options.retry)
+    refuse('--force has a meaning with --retry alone: it believes a map of other disks');
   if (!options.zero && names.length < 2)
     refuse('a source and one destination at least are needed; --zero has no source');
 }
@@ -60,10 +63,10 @@ async function mapperUri(name: string): Promise<string> {
 /** Runs the command. @returns the exit code: 0 all done, 1 something failed, 130 interrupted */
 export async function runCopy(names: string[], options: CopyCommandOptions): Promise<number> {
   checkOptions(names, options);
-  const { keepGoing, verify, skipHoles, mapfile, retry } = options;
+  const { keepGoing, verify, skipHoles, mapfile, retry, force } = options;
   const aborter = new AbortController();
   const copyOptions: CopyOptions = { mapperUri, signal: aborter.signal };
-  Object.assign(copyOptions, { keepGoing, verify, skipHoles, retry });
+  Object.assign(copyOptions, { keepGoing, verify, skipHoles, retry, force });
   if (mapfile !== undefined) copyOptions.mapfile = mapfile;
   if (options.rate !== undefined) copyOptions.bytesPerSecond = parseRate(options.rate);
   // Not a device mapper: tables and targets have no part in it.
@@ -103,18 +106,34 @@ async function watched(copy: Copy, options: CopyCommandOptions): Promise<void> {
 }
 
 function report(copy: Copy, { json = false }: CopyCommandOptions): void {
-  for (const destination of copy.destinations) {
-    if (json) writeEvent(resultOf(copy, destination));
-    else process.stdout.write(resultLines(copy, destination));
+  for (const result of copy.results) {
+    if (json) writeEvent(result instanceof Destination ? resultOf(copy, result) : refusalOf(result));
+    else process.stdout.write(result instanceof Destination ? resultLines(copy, result) : refusalLine(result));
   }
   if (copy.failure !== null) {
     if (json) writeEvent({ event: 'failure', message: copy.failure.message, code: copy.failure.code });
     else process.stderr.write(`dmkit: ${copy.failure.message}\n`);
   }
   const completeCount = copy.destinations.filter((one) => isComplete(copy, one)).length;
-  const count = copy.destinations.length;
+  const count = copy.results.length;
   if (json) writeEvent({ event: 'end', completeCount, destinationCount: count, interrupted: copy.stopped });
   else if (count > 1) process.stdout.write(`${completeCount} of ${count} destinations are complete\n`);
+}
+
+function refusalLine({ label, error }: RefusedDestination): string {
+  return `${label}: INCOMPLETE, nothing done; ${error.message}\n`;
+}
+
+function refusalOf({ label, error }: RefusedDestination): Record<string, unknown> {
+  return {
+    event: 'result',
+    device: label,
+    complete: false,
+    doneByteLength: 0,
+    givenUp: error.message,
+    verified: null,
+    failures: [],
+  };
 }
 
 function isComplete(copy: Copy, destination: Destination): boolean {

@@ -17,8 +17,10 @@ import {
 } from './bounds.ts';
 import { Destination } from './destination.ts';
 import { FileCopier } from './files.ts';
-import { formatMapfile, loadMapfile, saveMapfile } from './mapfile.ts';
+import { type FoundMap, findMaps } from './find-map.ts';
+import { formatMapfile, saveMapfile } from './mapfile.ts';
 import { byteLengthOf, checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
+import { type MapSide, ownersLine } from './owners.ts';
 import { extentsOf, type Piece, piecesOf, type SourceExtent } from './plan.ts';
 import { DONE, RangeMap } from './ranges.ts';
 import { RateLimit } from './rate.ts';
@@ -40,11 +42,22 @@ export interface CopyOptions extends OpenOptions {
   mapfile?: string;
   /** Goes on with what the map lacks. */
   retry?: boolean;
+  /** Believes a map that does not belong to these disks. */
+  force?: boolean;
   /** Stops: what is in flight ends, the maps are made true. */
   signal?: AbortSignal;
 }
 
 export type CopyPhase = 'copying' | 'verifying' | 'done';
+
+/** A destination that takes no part. */
+export interface RefusedDestination {
+  readonly label: string;
+  readonly error: DmError;
+}
+
+/** A destination of the command line: open, or refused. */
+type Wanted = OpenedRegion | RefusedDestination;
 
 interface Part {
   readonly destination: Destination;
@@ -67,10 +80,20 @@ function tailOf(io: DmIoClient, opened: OpenedRegion): Tail {
   });
 }
 
+function isOpened(wanted: Wanted): wanted is OpenedRegion {
+  return 'device' in wanted;
+}
+
+function sideOf({ disk, sector }: OpenedRegion): MapSide {
+  return { disk, sector };
+}
+
 /** A copy whose devices are open. */
 export class Copy {
   /** Null for zeroing. */
   readonly source: OpenedRegion | null;
+  /** Every destination in the order of the command line. */
+  readonly results: readonly (Destination | RefusedDestination)[];
   phase: CopyPhase = 'copying';
   /** Sectors read back, of all destinations. */
   verifiedSectorCount = 0;
@@ -92,7 +115,7 @@ export class Copy {
     options: CopyOptions,
     devices: OpenedDevices,
     source: OpenedRegion | null,
-    destinations: readonly OpenedRegion[],
+    wanted: readonly Wanted[],
   ) {
     this.#host = host;
     this.#options = options;
@@ -102,13 +125,21 @@ export class Copy {
     const io = source === null ? null : this.#client(readerPages);
     this.#reader = source === null ? null : new SourceReader(io!, source, this.#keepGoing);
     this.#sourceTail = source === null || source.tailByteLength === 0 ? null : tailOf(io!, source);
-    for (const [index, opened] of destinations.entries())
-      this.#parts.push(this.#makePart(opened, index, destinations.length));
+    const destinations = wanted.filter(isOpened);
+    const maps = this.#findMaps(destinations, wanted.length === 1);
+    let index = 0;
+    this.results = wanted.map((one) => {
+      if (!isOpened(one)) return one;
+      const part = this.#makePart(one, maps?.[index++] ?? null, destinations.length);
+      this.#parts.push(part);
+      return part.destination;
+    });
   }
 
   /**
-   * Opens everything and refuses what can't be right: a destination that is mounted or in use, too small, the source
-   * itself, or named twice; a map that is there without `retry`.
+   * Opens everything and refuses what can't be right: a destination that is mounted or in use, the source itself, or
+   * named twice; a map that is there without `retry`, or belongs to other disks. One of several destinations that is too
+   * small takes no part, and with `keepGoing` none that can't be opened.
    *
    * @param source null: the destinations are filled with zeroes
    * @throws DmError
@@ -128,11 +159,14 @@ export class Copy {
     const devices = new OpenedDevices(host, options);
     try {
       const from = source === null ? null : await devices.source(parseRegion(source));
-      const to: OpenedRegion[] = [];
-      for (const text of destinations)
-        to.push(await devices.destination(parseRegion(text), from === null ? null : byteLengthOf(from)));
+      const byteLength = from === null ? null : byteLengthOf(from);
+      const wanted: Wanted[] = [];
+      for (const text of destinations) wanted.push(await openOrRefuse(devices, text, byteLength, options));
+      const to = wanted.filter(isOpened);
+      const first = wanted.find((one) => !isOpened(one));
+      if (to.length === 0 && first !== undefined) throw (first as RefusedDestination).error;
       checkApart(from, to);
-      return new Copy(host, options, devices, from, to);
+      return new Copy(host, options, devices, from, wanted);
     } catch (error) {
       await devices.undo();
       throw error;
@@ -149,7 +183,8 @@ export class Copy {
 
   /** Everything that was to be done is done, on every destination. */
   get complete(): boolean {
-    return this.failure === null && !this.stopped && this.destinations.every(({ failed }) => !failed);
+    const isWhole = this.failure === null && !this.stopped && this.results.length === this.#parts.length;
+    return isWhole && this.destinations.every(({ failed }) => !failed);
   }
 
   get #keepGoing(): boolean {
@@ -160,9 +195,23 @@ export class Copy {
     return new DmIoClient({ reactor: this.#host.loop, engines: this.#host.devices.engines, pageCount });
   }
 
-  #makePart(opened: OpenedRegion, index: number, count: number): Part {
-    const { mapfile = null, bytesPerSecond } = this.#options;
-    const path = mapfile === null || count === 1 ? mapfile : `${mapfile}.${index + 1}`;
+  #findMaps(destinations: readonly OpenedRegion[], isSingle: boolean): FoundMap[] | null {
+    const { source } = this;
+    const { mapfile = null, retry = false, force = false } = this.#options;
+    if (mapfile === null) return null;
+    const search = {
+      ...{ base: mapfile, isSingle, retry, force },
+      source: source === null ? null : sideOf(source),
+      sourceEndByte: source === null ? null : source.deviceByteLength,
+    };
+    const seekers = destinations.map((opened) => {
+      return { label: opened.label, side: sideOf(opened), byteLength: byteLengthOf(opened), isNew: opened.isNew };
+    });
+    return findMaps(search, seekers);
+  }
+
+  #makePart(opened: OpenedRegion, found: FoundMap | null, count: number): Part {
+    const { bytesPerSecond } = this.#options;
     const windowBlockCount = Math.max(1, Math.min(MAX_WINDOW_BLOCK_COUNT, Math.floor(MAX_BUSY_BLOCK_COUNT / count)));
     const files = this.source === null ? null : FileCopier.open(this.source, opened);
     if (files !== null) this.#files.push(files);
@@ -171,7 +220,7 @@ export class Copy {
     const destination = new Destination({
       files,
       region: opened,
-      map: this.#loadMap(path, opened),
+      map: found?.map ?? new RangeMap(Math.ceil(byteLengthOf(opened) / SECTOR_SIZE)),
       io,
       tailByteLength,
       tail: tailByteLength === 0 ? null : { place: tailOf(io, opened), bytes: () => this.#readTail(tailByteLength) },
@@ -181,7 +230,7 @@ export class Copy {
       windowBlockCount,
       filePieceCount: count === 1 ? SINGLE_FILE_PIECE_COUNT : SHARED_FILE_PIECE_COUNT,
     });
-    return { destination, opened, mapfile: path };
+    return { destination, opened, mapfile: found?.path ?? null };
   }
 
   /** The last bytes of the source, read once. @throws DmError */
@@ -189,17 +238,6 @@ export class Copy {
     if (this.#sourceTail === null) return Promise.resolve(new Uint8Array(byteLength));
     this.#tailBytes ??= this.#sourceTail.read();
     return this.#tailBytes;
-  }
-
-  #loadMap(path: string | null, opened: OpenedRegion): RangeMap {
-    const byteLength = byteLengthOf(opened);
-    const known = path === null ? null : loadMapfile(path, this.source?.sector ?? 0, byteLength);
-    if (known === null) return new RangeMap(Math.ceil(byteLength / SECTOR_SIZE));
-    if (this.#options.retry) return known;
-    throw new DmError(
-      Errno.EEXIST,
-      `${path} is there already: --retry copies what it lacks; remove it to copy everything again`,
-    );
   }
 
   /** Copies, verifies, brings the maps up to date. What failed where is told by the destinations, and by `failure`. */
@@ -252,14 +290,22 @@ export class Copy {
     await Promise.all(
       this.#parts.map(async ({ destination, mapfile, opened }) => {
         await destination.checkpoint();
-        if (mapfile !== null) this.#save(mapfile, destination, opened.label);
+        if (mapfile !== null) this.#save(mapfile, destination, opened);
       }),
     );
   }
 
-  #save(path: string, destination: Destination, label: string): void {
-    const source = this.source?.label ?? 'zeroes';
-    const comment = ['Mapfile. Written by dmkit copy, in the format of GNU ddrescue.', `${source} to ${label}`];
+  #save(path: string, destination: Destination, opened: OpenedRegion): void {
+    const { source } = this;
+    const comment = [
+      'Mapfile. Written by dmkit copy, in the format of GNU ddrescue.',
+      `${source?.label ?? 'zeroes'} to ${opened.label}`.replace(/[\r\n]/g, ' '),
+      ownersLine({
+        source: source === null ? null : sideOf(source),
+        destination: sideOf(opened),
+        byteLength: byteLengthOf(opened),
+      }),
+    ];
     try {
       saveMapfile(path, formatMapfile(destination.map, this.source?.sector ?? 0, destination.byteLength, comment));
     } catch (error) {
@@ -285,7 +331,7 @@ export class Copy {
         } catch (error) {
           this.#failed(error);
         }
-        if (mapfile !== null) this.#save(mapfile, destination, opened.label);
+        if (mapfile !== null) this.#save(mapfile, destination, opened);
       }),
     );
   }
@@ -299,5 +345,21 @@ export class Copy {
   async close(): Promise<void> {
     for (const files of this.#files.splice(0)) files.close();
     await this.#devices.close();
+  }
+}
+
+/** @throws DmError for what stops the whole copy */
+async function openOrRefuse(
+  devices: OpenedDevices,
+  text: string,
+  byteLength: number | null,
+  { keepGoing = false }: CopyOptions,
+): Promise<Wanted> {
+  const argument = parseRegion(text);
+  try {
+    return await devices.destination(argument, byteLength);
+  } catch (error) {
+    if (!(error instanceof DmError) || (!keepGoing && error.errno !== Errno.ENOSPC)) throw error;
+    return { label: text, error };
   }
 }

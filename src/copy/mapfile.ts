@@ -1,6 +1,6 @@
 // GNU ddrescue's mapfile: which bytes of the source are copied, which failed, which were not tried. Lines of
 // "position size status", without gaps, after one line that says where the copy stands.
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
@@ -118,32 +118,22 @@ function apply(map: RangeMap, start: bigint, size: bigint, status: Status, byteL
   if (first < last) map.set(Number(first), Number(last), status);
 }
 
-/** Null where there is no such file. @throws DmError for one that can't be read, or is no mapfile */
-export function loadMapfile(path: string, firstSector: number, byteLength: number): RangeMap | null {
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8');
-  } catch (error) {
-    const errno = errnoFromException(error);
-    if (errno === Errno.ENOENT) return null;
-    throw new DmError(errno, `cannot read the mapfile ${path}: ${errnoMessage(errno)}`);
-  }
-  return parseMapfile(text, path, firstSector, byteLength);
-}
-
-/** Whole or not at all: written beside its place, then moved there. */
+/** Whole or not at all: written beside its place, then moved there. What is there stays where that fails. */
 export function saveMapfile(path: string, text: string): void {
   const temporary = `${path}.new`;
   try {
     const fd = openSync(temporary, 'w');
     try {
-      writeSync(fd, text);
+      const bytes = Buffer.from(text);
+      // A full disk may take a part before it says so.
+      for (let at = 0; at < bytes.byteLength; ) at += writeSync(fd, bytes, at);
       fsyncSync(fd);
     } finally {
       closeSync(fd);
     }
     renameSync(temporary, path);
   } catch (error) {
+    rmSync(temporary, { force: true });
     const errno = errnoFromException(error);
     throw new DmError(errno, `cannot write the mapfile ${path}: ${errnoMessage(errno)}`, undefined, { cause: error });
   }

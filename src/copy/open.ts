@@ -5,6 +5,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
+import type { DiskIdentity } from '../devices/identity.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
 import type { NbdDevice } from '../devices/nbd.ts';
 import type { AttachedNbd } from '../nbd/attach.ts';
@@ -53,7 +54,7 @@ export interface OpenOptions {
   mapperUri?: (name: string) => Promise<string>;
 }
 
-type OpenedDevice = Pick<OpenedRegion, 'device' | 'path' | 'isFile' | 'nbd'> & {
+type OpenedDevice = Pick<OpenedRegion, 'device' | 'path' | 'isFile' | 'nbd' | 'disk'> & {
   /** Size of the whole device; no multiple of 512 for some files and exports. */
   readonly deviceByteLength: number;
   /** It takes single bytes behind its last whole sector, or anywhere. */
@@ -72,6 +73,12 @@ export interface OpenedRegion extends CopyRegion {
   readonly tailByteLength: number;
   /** The tail can be written to the byte; else in a sector of its own. */
   readonly takesBytes: boolean;
+  /** The marks by which the disk is known again. */
+  readonly disk: DiskIdentity;
+  /** Size of the whole device. */
+  readonly deviceByteLength: number;
+  /** The image was made for this copy. */
+  readonly isNew: boolean;
 }
 
 /** Size of a region. */
@@ -131,12 +138,11 @@ export class OpenedDevices {
    * counts.
    */
   async destination(argument: RegionArgument, byteLength: number | null): Promise<OpenedRegion> {
-    if (byteLength !== null && !this.#isThere(argument.device) && createImage(argument, byteLength)) {
-      this.#created.push(argument.device);
-    }
+    const isNew = byteLength !== null && !this.#isThere(argument.device) && createImage(argument, byteLength);
+    if (isNew) this.#created.push(argument.device);
     const opened = await this.#openDevice(argument, false);
     if (opened.device.readOnly) throw refused(`${argument.text} is read-only`, Errno.EROFS);
-    return this.#region(argument, opened, byteLength);
+    return { ...this.#region(argument, opened, byteLength), isNew };
   }
 
   /** A file, a device, or a device that the program has registered answers to this name. */
@@ -150,7 +156,7 @@ export class OpenedDevices {
   }
 
   #region(argument: RegionArgument, opened: OpenedDevice, wanted: number | null): OpenedRegion {
-    const { deviceByteLength, takesBytes, ...rest } = opened;
+    const { deviceByteLength, takesBytes } = opened;
     const { text, sector } = argument;
     const available = Math.max(0, deviceByteLength - sector * SECTOR_SIZE);
     const named = argument.sectorCount === null ? null : argument.sectorCount * SECTOR_SIZE;
@@ -167,7 +173,7 @@ export class OpenedDevices {
     }
     if (byteLength === 0) throw refused(`${text} is empty`);
     const sectorCount = (byteLength - tailByteLength) / SECTOR_SIZE;
-    return { ...rest, takesBytes, sector, sectorCount, tailByteLength, label: text };
+    return { ...opened, sector, sectorCount, tailByteLength, label: text, isNew: false };
   }
 
   async #openDevice(argument: RegionArgument, readOnly: boolean): Promise<OpenedDevice> {
@@ -187,7 +193,8 @@ export class OpenedDevices {
     if (nbd !== null) deviceByteLength = nbd.byteLength;
     else if (isAnyFile && path !== null) deviceByteLength = sizeOf(path, device);
     const takesBytes = isAnyFile || (nbd?.takesBytes ?? false);
-    return { device, path, isFile: isAnyFile && !info.direct, nbd, deviceByteLength, takesBytes };
+    const disk = this.#host.devices.identity(device)!;
+    return { device, path, isFile: isAnyFile && !info.direct, nbd, disk, deviceByteLength, takesBytes };
   }
 
   async #nameOf(device: string): Promise<string> {

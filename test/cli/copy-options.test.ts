@@ -61,6 +61,7 @@ describe("dmkit copy's options", () => {
         rate: '<bytes>',
         mapfile: '<file>',
         retry: true,
+        force: true,
         json: true,
       },
     });

@@ -125,7 +125,11 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     const expected = Buffer.alloc(4096 * 512, 'x').fill(0, 1000 * 512, 1003 * 512);
     expect(readFileSync(join(folder, 'rescued.img')).equals(expected)).toBe(true);
     await stop();
-    const retried = await dmkit(['copy', 'good.img', 'low.img', '--mapfile', 'map', '--retry'], { cwd: folder });
+    const retry = ['copy', 'good.img', 'low.img', '--mapfile', 'map', '--retry'];
+    const refused = await dmkit(retry, { cwd: folder });
+    expect([refused.code, refused.stdout]).toEqual([1, '']);
+    expect(refused.stderr).toMatch(/map: .*low\.img .* is there, and nbd\+unix:.*bad.* was expected; .*--force/);
+    const retried = await dmkit([...retry, '--force'], { cwd: folder });
     expect([retried.code, retried.stdout]).toEqual([0, 'low.img: 2.0 MiB done\n']);
     expect(sha256(join(folder, 'low.img'))).toBe(sha256(join(folder, 'good.img')));
   });

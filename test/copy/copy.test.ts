@@ -193,8 +193,8 @@ describe('maps', () => {
     await expect(Copy.open(mapperWith([source, disk]), 'source', ['disk'], { mapfile: map })).rejects.toThrow(
       /--retry/,
     );
-    const whole = new SimulatedDevice('whole', 8 * MIB, { seed: 1 });
-    const second = await copied(mapperWith([source, whole]), 'source', ['whole'], { mapfile: map, retry: true });
+    const whole = new SimulatedDevice('disk', 8 * MIB, { seed: 1 });
+    const second = await copied(mapperWith([source, whole]), 'source', ['disk'], { mapfile: map, retry: true });
     expect(second.complete).toBe(true);
     expect(second.destinations[0]!.totalSectorCount).toBe(2);
     expect(whole.peek(5000, 2)).toEqual(new Uint8Array(source.peek(5000, 2)));
@@ -293,10 +293,24 @@ describe('what is refused', () => {
 
   it('leaves no image behind that was made for it', async () => {
     const path = join(tempDir(), 'new.img');
-    const small = join(tempDir(), 'small.img');
-    writeFileSync(small, Buffer.alloc(512));
-    await expect(Copy.open(mapperWith([new MemoryDevice('a', 100)]), 'a', [path, small])).rejects.toThrow(/too small/);
+    const dm = mapperWith([new MemoryDevice('a', 100)]);
+    await expect(Copy.open(dm, 'a', [path, join(tempDir(), 'no', 'folder', 'b.img')])).rejects.toThrow(/can't be made/);
     expect(existsSync(path)).toBe(false);
+  });
+
+  it('is one destination of several that is too small; the others get all of it', async () => {
+    const source = filled('source', 100);
+    const [good, small] = [new MemoryDevice('good', 100), new MemoryDevice('small', 99)];
+    const dm = mapperWith([source, good, small]);
+    const copy = await copied(dm, 'source', ['small', 'good'], { verify: true });
+    expect(copy.complete).toBe(false);
+    expect(same(source, good)).toBe(true);
+    expect(small.peek(0, 99)).toEqual(new Uint8Array(99 * 512));
+    expect(copy.results[0]).toMatchObject({ label: 'small', error: { code: 'ENOSPC' } });
+    // Others that can't be opened stop the copy, unless it is to keep going.
+    await expect(Copy.open(dm, 'source', ['nowhere/x', 'good'])).rejects.toThrow(/can't be made/);
+    const going = await copied(dm, 'source', ['nowhere/x', 'good'], { keepGoing: true });
+    expect([going.complete, going.destinations.length, going.results.length]).toEqual([false, 1, 2]);
   });
 });
 

@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { formatMapfile, loadMapfile, parseMapfile, saveMapfile } from '../../src/copy/mapfile.ts';
+import { formatMapfile, parseMapfile, saveMapfile } from '../../src/copy/mapfile.ts';
 import { BAD, DONE, FAILED, RangeMap, type Status, UNTRIED } from '../../src/copy/ranges.ts';
 import { itPeer, peer, run } from '../support/peers.ts';
 import '../support/seed.ts';
@@ -99,10 +99,8 @@ describe('a mapfile', () => {
     expect(() => parseMapfile(text, 'map', 0, 8 * 512)).toThrow(message);
   });
 
-  it('is null where there is none, and an error where it can not be read or written', () => {
+  it('that can not be written is an error', () => {
     const folder = tempDir();
-    expect(loadMapfile(join(folder, 'none'), 0, 4096)).toBeNull();
-    expect(() => loadMapfile(folder, 0, 4096)).toThrow(/cannot read the mapfile/);
     expect(() => saveMapfile(join(folder, 'no', 'folder'), '')).toThrow(/cannot write the mapfile/);
   });
 

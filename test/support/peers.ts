@@ -30,6 +30,7 @@ const PROGRAMS = {
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
+  ddrescue: 'gddrescue',
   ddrescuelog: 'gddrescue',
   fio: 'fio',
   nbdkit: 'nbdkit',
