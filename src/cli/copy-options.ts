@@ -14,7 +14,7 @@ export const COPY_OPTIONS: readonly CopyOption[] = [
   { flags: '--verify', description: 'read everything back, from the medium where that can be had, and compare' },
   { flags: '--zero', description: 'fill the destinations with zeroes' },
   { flags: '--skip-holes', description: 'leave alone what the source has no data for, instead of zeroing it' },
-  { flags: '--rate <bytes>', description: 'bytes a second for each destination, such as 50M' },
+  { flags: '--rate <bytes>', description: 'bytes a second for each destination, with a unit: 50M, 500000B' },
   {
     flags: '--mapfile <file>',
     description: "keep GNU ddrescue's map of what is done; FILE.1, FILE.2 … for several destinations",

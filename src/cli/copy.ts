@@ -8,7 +8,9 @@ import { Destination } from '../copy/destination.ts';
 import { bytesText } from '../copy/units.ts';
 import { DeviceRegistry } from '../devices/index.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
-import { type Watch, watchWithBars, watchWithEvents, watchWithLines, writeEvent } from './copy-progress.ts';
+import { CopyOutput } from './copy-output.ts';
+import { timeText, type Watch, watchWithBars, watchWithEvents, watchWithLines } from './copy-progress.ts';
+import { isHangUpIgnored } from './hang-up.ts';
 
 export interface CopyCommandOptions {
   keepGoing?: boolean;
@@ -28,12 +30,12 @@ const EXIT_SIGNAL = 128;
 const RATE_UNITS = ['', 'K', 'M', 'G', 'T'];
 
 function parseRate(text: string): number {
-  const parts = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text);
-  const value = parts === null ? 0 : Number(parts[1]) * 1024 ** RATE_UNITS.indexOf(parts[2]!.toUpperCase());
+  const parts = /^(\d+(?:\.\d+)?)(?:([KMGT])(?:i?B)?|B)$/i.exec(text);
+  const value = parts === null ? 0 : Number(parts[1]) * 1024 ** RATE_UNITS.indexOf((parts[2] ?? '').toUpperCase());
   if (value >= 1) return value;
   throw new DmError(
     Errno.EINVAL,
-    `--rate ${text}: bytes a second are needed, such as 50M (K, M, G, T are powers of 1024)`,
+    `--rate ${text}: bytes a second with their unit are needed, such as 50M (K, M, G, T are powers of 1024; 500000B)`,
   );
 }
 
@@ -73,51 +75,62 @@ export async function runCopy(names: string[], options: CopyCommandOptions): Pro
   const loop = new NodeLoop();
   const host = { loop, devices: new DeviceRegistry({ reactor: loop }) };
   const [source, destinations] = options.zero ? [null, names] : [names[0]!, names.slice(1)];
+  const output = new CopyOutput();
+  let watch: Watch | null = null;
   let signalNumber = 0;
   const stop = (signal: NodeJS.Signals): void => {
     // The second time at once: a device that does not answer can't be waited for. The maps are those of the last flush.
     if (signalNumber !== 0) process.exit(EXIT_SIGNAL + constants.signals[signal]);
     signalNumber = constants.signals[signal];
+    const text = 'dmkit: stopping; ctrl-C again stops at once\n';
+    if (watch === null) output.err(text);
+    else watch.note(text);
     aborter.abort();
   };
-  const copy = await Copy.open(host, source, destinations, copyOptions);
-  process.on('SIGINT', stop).on('SIGTERM', stop);
+  const hangUp = isHangUpIgnored() ? (): void => {} : stop;
+  // Node.js hears of SIGHUP before it ends by it: a terminal that goes while devices are opened counts as well.
+  process.on('SIGINT', stop).on('SIGTERM', stop).on('SIGHUP', hangUp);
   try {
-    await watched(copy, options);
-    report(copy, options);
+    const copy = await Copy.open(host, source, destinations, copyOptions);
+    try {
+      watch = await startWatch(copy, options, output);
+      await copy.run().finally(() => watch!.stop());
+      report(copy, options, output);
+    } finally {
+      await copy.close();
+    }
+    const isComplete = !(await output.hasFailed()) && copy.complete;
+    if (signalNumber !== 0) return EXIT_SIGNAL + signalNumber;
+    return isComplete ? 0 : EXIT_FAILURE;
   } finally {
-    process.off('SIGINT', stop).off('SIGTERM', stop);
-    await copy.close();
-  }
-  if (signalNumber !== 0) return EXIT_SIGNAL + signalNumber;
-  return copy.complete ? 0 : EXIT_FAILURE;
-}
-
-async function watched(copy: Copy, options: CopyCommandOptions): Promise<void> {
-  let watch: Watch;
-  if (options.json) watch = watchWithEvents(copy);
-  else if (process.stderr.isTTY) watch = await watchWithBars(copy);
-  else watch = watchWithLines(copy);
-  try {
-    await copy.run();
-  } finally {
-    watch.stop();
+    process.off('SIGINT', stop).off('SIGTERM', stop).off('SIGHUP', hangUp);
   }
 }
 
-function report(copy: Copy, { json = false }: CopyCommandOptions): void {
+async function startWatch(copy: Copy, options: CopyCommandOptions, output: CopyOutput): Promise<Watch> {
+  if (options.json) return watchWithEvents(copy, output);
+  return process.stderr.isTTY ? watchWithBars(copy) : watchWithLines(copy, output);
+}
+
+function report(copy: Copy, { json = false, mapfile }: CopyCommandOptions, output: CopyOutput): void {
   for (const result of copy.results) {
-    if (json) writeEvent(result instanceof Destination ? resultOf(copy, result) : refusalOf(result));
-    else process.stdout.write(result instanceof Destination ? resultLines(copy, result) : refusalLine(result));
+    if (json) output.event(result instanceof Destination ? resultOf(copy, result) : refusalOf(result));
+    else output.out(result instanceof Destination ? resultLines(copy, result) : refusalLine(result));
   }
   if (copy.failure !== null) {
-    if (json) writeEvent({ event: 'failure', message: copy.failure.message, code: copy.failure.code });
-    else process.stderr.write(`dmkit: ${copy.failure.message}\n`);
+    if (json) output.event({ event: 'failure', message: copy.failure.message, code: copy.failure.code });
+    else output.err(`dmkit: ${copy.failure.message}\n`);
   }
   const completeCount = copy.destinations.filter((one) => isComplete(copy, one)).length;
   const count = copy.results.length;
-  if (json) writeEvent({ event: 'end', completeCount, destinationCount: count, interrupted: copy.stopped });
-  else if (count > 1) process.stdout.write(`${completeCount} of ${count} destinations are complete\n`);
+  if (json) output.event({ event: 'end', completeCount, destinationCount: count, interrupted: copy.stopped });
+  else if (count > 1) output.out(`${completeCount} of ${count} destinations are complete\n`);
+  if (json || completeCount === count) return;
+  output.err(
+    mapfile === undefined
+      ? 'dmkit: a copy with --mapfile FILE can go on where it stopped: then the same command with --retry\n'
+      : `dmkit: to go on, give the same command with --mapfile ${mapfile} --retry\n`,
+  );
 }
 
 function refusalLine({ label, error }: RefusedDestination): string {
@@ -166,15 +179,25 @@ function failuresOf(
   return [...own, ...differing].sort((a, b) => a.sector - b.sector);
 }
 
+/** ` in 0:12 (5.3 MiB/s)`: of this run alone, holes included. Nothing for less than a second, whose rate says little. */
+function paceText({ elapsedMilliseconds, handledByteLength }: Destination): string {
+  if (elapsedMilliseconds < 1000) return '';
+  const rate = `${bytesText((handledByteLength * 1000) / elapsedMilliseconds)}/s`;
+  return ` in ${timeText(elapsedMilliseconds / 1000)}${handledByteLength === 0 ? '' : ` (${rate})`}`;
+}
+
 function resultLines(copy: Copy, destination: Destination): string {
   const { region, dead, verified } = destination;
   const done = bytesText(destination.doneByteLength);
   const lines: string[] = [];
   if (isComplete(copy, destination)) {
-    lines.push(`${region.label}: ${done} done${verified === null ? '' : `, verified ${verified}`}`);
+    lines.push(
+      `${region.label}: ${done} done${paceText(destination)}${verified === null ? '' : `, verified ${verified}`}`,
+    );
   } else {
     const why = dead === null ? (destination.failed ? 'some sectors failed' : 'stopped') : `given up: ${dead.message}`;
-    lines.push(`${region.label}: INCOMPLETE, ${done} done; ${why}`);
+    const missing = bytesText(Math.max(0, destination.byteLength - destination.doneByteLength));
+    lines.push(`${region.label}: INCOMPLETE, ${done} done${paceText(destination)}, ${missing} missing; ${why}`);
   }
   const failures = failuresOf(copy, destination);
   for (const { where, sector, sectorCount, reason } of failures.slice(0, MAX_TOLD_RANGE_COUNT)) {
@@ -190,6 +213,8 @@ function resultOf(copy: Copy, destination: Destination): Record<string, unknown>
     device: destination.region.label,
     complete: isComplete(copy, destination),
     doneByteLength: destination.doneByteLength,
+    missingByteLength: destination.byteLength - destination.doneByteLength,
+    elapsedMilliseconds: Math.round(destination.elapsedMilliseconds),
     givenUp: destination.dead?.message ?? null,
     verified: destination.verified,
     failures: failuresOf(copy, destination),

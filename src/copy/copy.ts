@@ -3,6 +3,7 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { compareIdentities, identifyPath } from '../devices/identity.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import type { NodeLoop } from '../reactor/node-loop.ts';
@@ -78,6 +79,21 @@ function tailOf(io: DmIoClient, opened: OpenedRegion): Tail {
     filePath: takesBytes && nbd === null ? path : null,
     nbd: takesBytes ? nbd : null,
   });
+}
+
+/** A file that was deleted or replaced meanwhile has got what was written to it, and is not where it is looked for. */
+function checkThere({ destination, opened: { disk, isFile, path, label } }: Part): void {
+  if (!isFile || path === null) return;
+  let text: string;
+  try {
+    const mismatch = compareIdentities(disk, identifyPath(path, '/'));
+    if (mismatch === null) return;
+    text = mismatch.text;
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    text = `${label} is not there any more`;
+  }
+  destination.giveUp(new DmError(Errno.ESTALE, `${text}: it was deleted or replaced while it was written`));
 }
 
 function isOpened(wanted: Wanted): wanted is OpenedRegion {
@@ -226,6 +242,7 @@ export class Copy {
       tail: tailByteLength === 0 ? null : { place: tailOf(io, opened), bytes: () => this.#readTail(tailByteLength) },
       reader: this.#reader,
       keepGoing: this.#keepGoing,
+      bytesPerSecond: bytesPerSecond ?? null,
       rate: bytesPerSecond === undefined ? null : new RateLimit(this.#host.loop, bytesPerSecond),
       windowBlockCount,
       filePieceCount: count === 1 ? SINGLE_FILE_PIECE_COUNT : SHARED_FILE_PIECE_COUNT,
@@ -247,13 +264,18 @@ export class Copy {
     for (const [index, { destination }] of this.#parts.entries()) {
       destination.totalSectorCount = plans[index]!.reduce((sum, { start, end }) => sum + end - start, 0);
     }
+    const { signal } = this.#options;
+    signal?.addEventListener('abort', this.#release);
+    if (this.stopped) this.#release();
     const timer = setInterval(() => void this.#checkpoint(), CHECKPOINT_MILLISECONDS);
     try {
       await Promise.all(this.#parts.map((part, index) => this.#runPart(part, plans[index]!.values())));
     } finally {
       clearInterval(timer);
+      signal?.removeEventListener('abort', this.#release);
     }
     await this.#checkpoint();
+    for (const part of this.#parts) checkThere(part);
     if (this.#options.verify && !this.#shouldStop()) await this.#verifyAll();
     this.phase = 'done';
   }
@@ -280,9 +302,15 @@ export class Copy {
     }
   }
 
+  /** What waits for its rate does not hold up the end. */
+  readonly #release = (): void => {
+    for (const destination of this.destinations) destination.release();
+  };
+
   #failed(error: unknown): void {
     if (!(error instanceof DmError)) throw error;
     this.failure ??= error;
+    this.#release();
   }
 
   /** Makes what was written durable, and then says so in the maps. */

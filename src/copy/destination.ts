@@ -41,6 +41,7 @@ export interface DestinationSetup {
   readonly files: FileCopier | null;
   readonly keepGoing: boolean;
   readonly rate: RateLimit | null;
+  readonly bytesPerSecond: number | null;
   /** Blocks under way. */
   readonly windowBlockCount: number;
   /** Pieces under way from file to file. */
@@ -58,8 +59,6 @@ export class Destination {
   handledSectorCount = 0;
   /** What there is to do in all. */
   totalSectorCount = 0;
-  /** Why it was given up; null while it takes part. */
-  dead: DmError | null = null;
   /** What failed, in the order it failed. */
   readonly failures: FailedSectors[] = [];
   /** Of the verification: sectors that do not hold what the source has. */
@@ -69,6 +68,9 @@ export class Destination {
   /** Written since the last flush. */
   #unflushed: Range[] = [];
   #deadBlockCount = 0;
+  #dead: DmError | null = null;
+  readonly #startedAt = performance.now();
+  #endedAt = 0;
   #readFailure: DmError | null = null;
   #hasWriteZeroes: boolean;
 
@@ -81,6 +83,28 @@ export class Destination {
 
   get io(): DmIoClient {
     return this.#setup.io;
+  }
+
+  /** Why it was given up; null while it takes part. */
+  get dead(): DmError | null {
+    return this.#dead;
+  }
+
+  /** It takes no part any more. */
+  giveUp(cause: DmError): void {
+    this.#dead ??= cause;
+    this.#endedAt ||= performance.now();
+    this.release();
+  }
+
+  /** Nothing waits for its rate any more. */
+  release(): void {
+    this.#setup.rate?.release();
+  }
+
+  /** Time from the start until the last byte was written, or it was given up. */
+  get elapsedMilliseconds(): number {
+    return (this.#endedAt || performance.now()) - this.#startedAt;
   }
 
   get tail(): DestinationSetup['tail'] {
@@ -115,7 +139,9 @@ export class Destination {
 
   /** Sectors of data to do at a time. A rate is kept by small steps. */
   get pieceSectorCount(): number {
-    return this.#setup.files === null || this.#setup.rate !== null ? BLOCK_SECTOR_COUNT : FILE_PIECE_SECTOR_COUNT;
+    const { bytesPerSecond } = this.#setup;
+    if (bytesPerSecond !== null) return Math.min(BLOCK_SECTOR_COUNT, smallPiece(bytesPerSecond));
+    return this.#setup.files === null ? BLOCK_SECTOR_COUNT : FILE_PIECE_SECTOR_COUNT;
   }
 
   /** Works on `pieces`, several at a time. @throws DmError where the source could not be read */
@@ -126,8 +152,9 @@ export class Destination {
     const blockCount = Math.floor(windowBlockCount / pieceCount);
     await inParallel(pieceCount, pieces, isOver, async (piece) => {
       await rate?.take((piece.end - piece.start) * SECTOR_SIZE);
-      if (!shouldStop()) await this.#do(piece, blockCount, isOver);
+      if (!isOver()) await this.#do(piece, blockCount, isOver);
     });
+    this.#endedAt ||= performance.now();
     if (this.#readFailure !== null) throw this.#readFailure;
   }
 
@@ -184,27 +211,28 @@ export class Destination {
     if (!this.#setup.keepGoing) {
       const cause = await run(start, end);
       if (cause === null) this.#unflushed.push({ start, end });
-      else this.#giveUp(start, end, cause);
+      else this.#failAndGiveUp(start, end, cause);
       return;
     }
-    const block = this.region.device.limits.logicalBlockSize / SECTOR_SIZE;
-    const failed = await narrow(start, end, block, run, () => this.dead !== null);
+    const blockSectorCount = this.region.device.limits.logicalBlockSize / SECTOR_SIZE;
+    const where = { firstSector: this.region.sector, blockSectorCount };
+    const failed = await narrow(start, end, where, run, () => this.dead !== null);
     let at = start;
     for (const bad of failed) {
       if (bad.start > at) this.#unflushed.push({ start: at, end: bad.start });
       this.#fail(bad.start, bad.end, BAD, `write: ${describe(bad.cause)}`);
       at = bad.end;
-      if (DEADLY.includes(bad.cause.errno)) this.dead ??= bad.cause;
+      if (DEADLY.includes(bad.cause.errno)) this.giveUp(bad.cause);
     }
     if (at < end) this.#unflushed.push({ start: at, end });
     const nothing = failed.length === 1 && failed[0]!.start === start && failed[0]!.end === end;
     this.#deadBlockCount = nothing ? this.#deadBlockCount + 1 : 0;
-    if (this.#deadBlockCount >= MAX_DEAD_BLOCK_COUNT) this.dead ??= failed[0]!.cause;
+    if (this.#deadBlockCount >= MAX_DEAD_BLOCK_COUNT) this.giveUp(failed[0]!.cause);
   }
 
-  #giveUp(start: number, end: number, cause: IoError): void {
+  #failAndGiveUp(start: number, end: number, cause: IoError): void {
     this.#fail(start, end, FAILED, `write: ${describe(cause)}`);
-    this.dead ??= cause;
+    this.giveUp(cause);
   }
 
   #fail(start: number, end: number, status: Status, reason: string): void {
@@ -234,7 +262,7 @@ export class Destination {
     } catch (error) {
       if (!(error instanceof DmError)) throw error;
       this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, `write: ${errnoMessage(error.errno)}`);
-      if (!this.#setup.keepGoing || DEADLY.includes(error.errno)) this.dead ??= error;
+      if (!this.#setup.keepGoing || DEADLY.includes(error.errno)) this.giveUp(error);
     }
   }
 
@@ -268,7 +296,7 @@ export class Destination {
     const cause = await flush(this.io, this.region);
     for (const { start, end } of ranges) this.map.set(start, end, cause === null ? DONE : UNTRIED);
     if (cause === null) return;
-    this.dead ??= cause;
+    this.giveUp(cause);
     // What was acknowledged since, too, may be gone with it.
     for (const { start, end } of this.#unflushed.splice(0)) this.map.set(start, end, UNTRIED);
   }
@@ -276,6 +304,11 @@ export class Destination {
   get failed(): boolean {
     return this.dead !== null || this.failures.length > 0 || this.differing.length > 0;
   }
+}
+
+/** A quarter of a second's worth, as a power of two: 4 KiB at least, for disks with such blocks. */
+function smallPiece(bytesPerSecond: number): number {
+  return 2 ** Math.max(3, Math.floor(Math.log2(bytesPerSecond / 4 / SECTOR_SIZE)));
 }
 
 /** Does `items` in their order, `count` at a time, until it is over. */

@@ -1,9 +1,9 @@
 // GNU ddrescue's mapfile: which bytes of the source are copied, which failed, which were not tried. Lines of
 // "position size status", without gaps, after one line that says where the copy stands.
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
-import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { replaceFile } from '../files/replace-file.ts';
 import { BAD, DONE, FAILED, RangeMap, type Status, UNTRIED } from './ranges.ts';
 
 const STATUSES = new Map<string, Status>([
@@ -118,23 +118,12 @@ function apply(map: RangeMap, start: bigint, size: bigint, status: Status, byteL
   if (first < last) map.set(Number(first), Number(last), status);
 }
 
-/** Whole or not at all: written beside its place, then moved there. What is there stays where that fails. */
+/** Whole or not at all. The map that is there stays where that fails. @throws DmError */
 export function saveMapfile(path: string, text: string): void {
-  const temporary = `${path}.new`;
   try {
-    const fd = openSync(temporary, 'w');
-    try {
-      const bytes = Buffer.from(text);
-      // A full disk may take a part before it says so.
-      for (let at = 0; at < bytes.byteLength; ) at += writeSync(fd, bytes, at);
-      fsyncSync(fd);
-    } finally {
-      closeSync(fd);
-    }
-    renameSync(temporary, path);
+    replaceFile(path, [text]);
   } catch (error) {
-    rmSync(temporary, { force: true });
-    const errno = errnoFromException(error);
-    throw new DmError(errno, `cannot write the mapfile ${path}: ${errnoMessage(errno)}`, undefined, { cause: error });
+    if (!(error instanceof DmError)) throw error;
+    throw new DmError(error.errno, `cannot write the mapfile ${error.message}`, undefined, { cause: error.cause });
   }
 }

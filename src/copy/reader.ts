@@ -117,6 +117,7 @@ export class SourceReader {
       return { start, data, failed: [] };
     }
     const blockSectorCount = source.device.limits.logicalBlockSize / SECTOR_SIZE;
-    return { start, data, failed: await narrow(start, end, blockSectorCount, read) };
+    const where = { firstSector: source.sector, blockSectorCount };
+    return { start, data, failed: await narrow(start, end, where, read) };
   }
 }

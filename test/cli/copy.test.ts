@@ -1,5 +1,5 @@
 // The command dmkit copy as a user starts it: last lines, exit codes, events, signals; real servers and disks.
-import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { formatNbdUri } from '../../src/nbd/index.ts';
@@ -24,7 +24,7 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     const result = await dmkit(['copy', source, 'a.img', 'b.img', '--verify'], { cwd: folder });
     expect([result.code, result.stderr]).toEqual([0, '']);
     expect(result.stdout).toMatch(
-      /^a\.img: 64\.0 MiB done, verified .*\nb\.img: 64\.0 MiB done, verified .*\n2 of 2 destinations are complete\n$/,
+      /^a\.img: 64\.0 MiB done.*, verified .*\nb\.img: 64\.0 MiB done.*, verified .*\n2 of 2 destinations are complete\n$/,
     );
     for (const name of ['a.img', 'b.img']) expect(sha256(join(folder, name))).toBe(sha256(source));
   });
@@ -45,7 +45,9 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     const folder = tempDir();
     const bytes = makeImage(join(folder, 's.img'), 100);
     expect((await dmkit(['copy', 's.img:10+20', 's.img:50+20'], { cwd: folder })).code).toBe(0);
-    expect((await dmkit(['copy', '--zero', 's.img:0+5'], { cwd: folder })).stdout).toBe('s.img:0+5: 2.5 KiB done\n');
+    expect((await dmkit(['copy', '--zero', 's.img:0+5'], { cwd: folder })).stdout).toMatch(
+      /^s\.img:0\+5: 2\.5 KiB done/,
+    );
     const expected = Buffer.from(bytes);
     expected.copy(expected, 50 * 512, 10 * 512, 30 * 512);
     expected.fill(0, 0, 5 * 512);
@@ -61,6 +63,9 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     [['s.img'], /a source and one destination at least/],
     [['s.img', 'a.img', '--retry'], /--mapfile/],
     [['s.img', 'a.img', '--rate', 'fast'], /bytes a second/],
+    [['s.img', 'a.img', '--rate', '5'], /--rate 5: bytes a second with their unit are needed, such as 50M/],
+    [['s.img', 'a.img', '--rate', '0.5B'], /bytes a second/],
+    [['s.img', 'a.img', '--force'], /--force has a meaning with --retry alone/],
     [['--zero', 'a.img', '--skip-holes'], /no holes to skip/],
     [['s.img', 'nbd+unix:///x?socket=none.sock'], /cannot connect/],
     [['none.img', 'a.img'], /does not exist/],
@@ -85,13 +90,16 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
       ...['copy', source, join(folder, 'a.img'), '--mapfile', map, '--rate', '4M'],
     ]);
     const { pid, exited, output } = await running;
-    await new Promise((resolve) => setTimeout(resolve, 2000));
+    const blockCount = (): number => statSync(join(folder, 'a.img'), { throwIfNoEntry: false })?.blocks ?? 0;
+    await expect.poll(blockCount, { timeout: 30_000 }).toBeGreaterThan((3 * MIB) / 512);
     process.kill(pid, 'SIGINT');
     expect(await exited).toBe(130);
-    expect(output()).toMatch(/a\.img: INCOMPLETE, .* done; stopped/);
+    expect(output()).toMatch(
+      /^dmkit: stopping; ctrl-C again stops at once\n.*a\.img: INCOMPLETE, .* done.*, .* missing; stopped\n.*--retry\n$/,
+    );
     const done = await run(peer('ddrescuelog'), ['-l', '+', '-b', '1Mi', map]);
     const blocks = done.stdout.trim().split('\n').map(Number);
-    expect(blocks.length).toBeGreaterThan(3);
+    expect(blocks.length).toBeGreaterThan(0);
     const [from, to] = [readFileSync(source), readFileSync(join(folder, 'a.img'))];
     for (const block of blocks) {
       expect(to.subarray(block * MIB, (block + 1) * MIB).equals(from.subarray(block * MIB, (block + 1) * MIB))).toBe(
@@ -114,7 +122,7 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     const plain = await dmkit(['copy', 'good.img', uri, 'b.img'], { cwd: folder });
     expect(plain.code).toBe(1);
     expect(plain.stdout).toMatch(/INCOMPLETE, .*; given up: write on nbd.*sector 1000/);
-    expect(plain.stdout).toMatch(/\nb\.img: 2\.0 MiB done\n1 of 2 destinations are complete\n$/);
+    expect(plain.stdout).toMatch(/\nb\.img: 2\.0 MiB done.*\n1 of 2 destinations are complete\n$/);
     const going = await dmkit(['copy', 'good.img', uri, '--keep-going', '--mapfile', 'map'], { cwd: folder });
     expect(going.code).toBe(1);
     expect(going.stdout).toMatch(/sectors 1000-1002: write: Input\/output error\n$/);
@@ -130,7 +138,7 @@ describe('dmkit copy', { timeout: 60_000 }, () => {
     expect([refused.code, refused.stdout]).toEqual([1, '']);
     expect(refused.stderr).toMatch(/map: .*low\.img .* is there, and nbd\+unix:.*bad.* was expected; .*--force/);
     const retried = await dmkit([...retry, '--force'], { cwd: folder });
-    expect([retried.code, retried.stdout]).toEqual([0, 'low.img: 2.0 MiB done\n']);
+    expect([retried.code, retried.stdout]).toEqual([0, expect.stringMatching(/^low\.img: 2\.0 MiB done/)]);
     expect(sha256(join(folder, 'low.img'))).toBe(sha256(join(folder, 'good.img')));
   });
 

@@ -69,7 +69,9 @@ describe('dmkit copy and devices that the daemon holds', () => {
 
   test('as source: all of one, and sectors of it', async () => {
     const { folder, done, content } = await withDevices();
-    expect(await done('copy', '/dev/mapper/low', 'all.img', '--verify')).toMatch(/^all\.img: 2\.0 MiB done, verified/);
+    expect(await done('copy', '/dev/mapper/low', 'all.img', '--verify')).toMatch(
+      /^all\.img: 2\.0 MiB done.*, verified/,
+    );
     expect(readFileSync(join(folder, 'all.img')).equals(content)).toBe(true);
     await done('copy', '/dev/mapper/low:1001+333', 'part.img');
     expect(readFileSync(join(folder, 'part.img')).equals(content.subarray(1001 * 512, 1334 * 512))).toBe(true);
@@ -126,7 +128,7 @@ describe('dmkit copy and devices that the daemon holds', () => {
       [['low.img', '/dev/mapper/none'], /none/],
       [
         ['/dev/mapper/low', '/dev/mapper/far'],
-        /\/dev\/mapper\/far is too small: 4096 sectors are wanted, and there are 2048/,
+        /\/dev\/mapper\/far is too small: 4096 sectors .* are wanted, and there are 2048 sectors/,
       ],
       [['/dev/mapper/low:0+100', '/dev/mapper/low:50+100'], /is the source/],
       [['/dev/mapper/low:4000+100', 'a.img'], /too small/],
