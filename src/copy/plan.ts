@@ -23,11 +23,14 @@ function extentAt(device: BlockDevice, sector: number, count: number): Promise<{
   });
 }
 
-/** The map of the source, neighbours that are alike joined. */
-export async function extentsOf(source: CopyRegion): Promise<SourceExtent[]> {
+/** The map of a region or of a part of it, neighbours that are alike joined. */
+export async function extentsOf(
+  source: CopyRegion,
+  within: Range = { start: 0, end: source.sectorCount },
+): Promise<SourceExtent[]> {
   const extents: SourceExtent[] = [];
-  for (let at = 0; at < source.sectorCount; ) {
-    const { count, zero } = await extentAt(source.device, source.sector + at, source.sectorCount - at);
+  for (let at = within.start; at < within.end; ) {
+    const { count, zero } = await extentAt(source.device, source.sector + at, within.end - at);
     const last = extents.at(-1);
     if (last !== undefined && last.zero === zero) last.end += count;
     else extents.push({ start: at, end: at + count, zero });

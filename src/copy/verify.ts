@@ -11,6 +11,7 @@ import type { NodeLoop } from '../reactor/node-loop.ts';
 import { BLOCK_SECTOR_COUNT } from './bounds.ts';
 import type { Destination } from './destination.ts';
 import type { OpenedRegion } from './open.ts';
+import { cut, extentsOf, type SourceExtent } from './plan.ts';
 import { DONE, type Range, UNTRIED } from './ranges.ts';
 import type { SourceReader } from './reader.ts';
 import { type CopyRegion, transfer } from './request.ts';
@@ -80,13 +81,26 @@ function differences(a: Uint8Array, b: Uint8Array, start: number): Range[] {
   return found;
 }
 
-function* blocksOf(destination: Destination, within: readonly Range[]): Generator<Range> {
-  for (const stretch of within) {
-    for (const { start, end } of destination.map.ranges([DONE], stretch)) {
-      for (let at = start; at < end; ) {
-        const next = Math.min(end, (Math.floor(at / BLOCK_SECTOR_COUNT) + 1) * BLOCK_SECTOR_COUNT);
-        yield { start: at, end: next };
-        at = next;
+/** A range to compare. */
+interface Stretch extends Range {
+  /** The source is known to be zero there, and is not read. */
+  zero: boolean;
+  /** The destination is known to be zero there as well: nothing is read. */
+  same: boolean;
+}
+
+/** Ranges that count as done, blocks of data in order. Holes of both sides are told apart as they are reached. */
+async function* stretchesOf(
+  destination: Destination,
+  opened: OpenedRegion,
+  within: readonly SourceExtent[],
+): AsyncGenerator<Stretch> {
+  for (const { zero, ...stretch } of within) {
+    for (const range of [...destination.map.ranges([DONE], stretch)]) {
+      const parts = zero ? await extentsOf(opened, range) : [{ ...range, zero: false }];
+      for (const part of parts) {
+        if (part.zero) yield { start: part.start, end: part.end, zero, same: true };
+        else for (const block of cut(part, BLOCK_SECTOR_COUNT)) yield { ...block, zero, same: false };
       }
     }
   }
@@ -97,7 +111,7 @@ export interface VerifySetup {
   readonly opened: OpenedRegion;
   /** What to compare with; null for zeroes. */
   readonly reader: SourceReader | null;
-  readonly within: readonly Range[];
+  readonly within: readonly SourceExtent[];
   readonly shouldStop: () => boolean;
   readonly onProgress: (sectorCount: number) => void;
 }
@@ -110,19 +124,21 @@ export interface VerifySetup {
 export async function verify(destination: Destination, setup: VerifySetup): Promise<void> {
   const back = openForReadBack(setup.loop, setup.opened);
   const memory = allocate();
-  const zeroes = setup.reader === null ? new Uint8Array(memory.byteLength) : null;
+  const zeroes = new Uint8Array(memory.byteLength);
   try {
-    for (const { start, end } of [...blocksOf(destination, setup.within)]) {
+    for await (const { start, end, zero, same } of stretchesOf(destination, setup.opened, setup.within)) {
       if (setup.shouldStop()) return;
-      const bytes = memory.subarray(0, (end - start) * SECTOR_SIZE);
-      const cause = await transfer(destination.io, 'read', back.region, start, bytes);
-      const compare = (data: Uint8Array): Range[] =>
-        cause !== null ? [{ start, end }] : differences(bytes, data, start);
-      const found =
-        zeroes !== null
-          ? compare(zeroes.subarray(0, bytes.byteLength))
-          : await setup.reader!.use(start, end, async (block) => compare(block.data));
-      for (const range of found) noteDifference(destination, range);
+      if (!same) {
+        const bytes = memory.subarray(0, (end - start) * SECTOR_SIZE);
+        const cause = await transfer(destination.io, 'read', back.region, start, bytes);
+        const compare = (data: Uint8Array): Range[] =>
+          cause !== null ? [{ start, end }] : differences(bytes, data, start);
+        const found =
+          zero || setup.reader === null
+            ? compare(zeroes.subarray(0, bytes.byteLength))
+            : await setup.reader.use(start, end, async (block) => compare(block.data));
+        for (const range of found) noteDifference(destination, range);
+      }
       setup.onProgress(end - start);
     }
     if (!setup.shouldStop()) await verifyTail(destination, setup.opened);

@@ -1,8 +1,9 @@
 // The driver of dmkit copy: paces, failures, maps, verification; on devices that fail and wait on demand.
-import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it, onTestFinished, vi } from 'vitest';
+import { REQ_OP_WRITE_ZEROES } from '../../src/block/bio.ts';
 import { FILE_PIECE_SECTOR_COUNT, MAX_BLOCK_COUNT } from '../../src/copy/bounds.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
 import { FileCopier } from '../../src/copy/files.ts';
@@ -258,6 +259,36 @@ describe('verification', () => {
     expect(copy.destinations[0]!.differing).toEqual([{ start: 3000, end: 3001 }]);
     expect(copy.destinations[0]!.map.count(DONE)).toBe(4 * MIB - 1);
   });
+});
+
+describe('verification of holes', () => {
+  it('reads nothing where both sides have none, and finds data where the source has none', async () => {
+    const folder = tempDir();
+    const [from, to] = [join(folder, 's.img'), join(folder, 'd.img')];
+    writeFileSync(from, '');
+    truncateSync(from, 2 ** 41);
+    const bytes = randomBytes(1 << 20, 1);
+    for (const at of [0, 2 ** 40, 2 ** 41 - (1 << 20)]) {
+      const fd = openSync(from, 'r+');
+      writeSync(fd, bytes, 0, bytes.byteLength, at);
+      closeSync(fd);
+    }
+    const copy = await Copy.open(mapperWith([]), from, [to], { verify: true });
+    await copy.run();
+    await copy.close();
+    expect(copy.complete).toBe(true);
+    expect(copy.verifiedSectorCount).toBe(2 ** 32);
+    const other = new MemoryDevice('other', 4 * MIB);
+    const submit = other.submit.bind(other);
+    // A device that keeps its old bytes where it was told to zero.
+    other.submit = (bio) => {
+      submit(bio);
+      if (bio.op === REQ_OP_WRITE_ZEROES) other.poke(3000, new Uint8Array(512).fill(7));
+    };
+    const empty = new MemoryDevice('empty', 4 * MIB);
+    const lied = await copied(mapperWith([empty, other]), 'empty', ['other'], { verify: true });
+    expect(lied.destinations[0]!.differing).toEqual([{ start: 3000, end: 3001 }]);
+  }, 120_000);
 });
 
 describe('what is refused', () => {
