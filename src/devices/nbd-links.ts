@@ -48,6 +48,8 @@ const CLOSED = 'the server closed the connection';
 const MAX_CONNECT_MILLISECONDS = 30_000;
 /** For a server that does not close its side. */
 const MAX_GOODBYE_MILLISECONDS = 5000;
+/** For handshakes under way when the device is closed: a server that is left in the middle of one logs an error. */
+const MAX_LATE_HANDSHAKE_MILLISECONDS = 500;
 
 interface Link {
   client: NbdClient;
@@ -68,6 +70,9 @@ export class NbdLinks {
   #isLost = false;
   /** Ends each attempt to connect that is under way. */
   readonly #attempts = new Set<() => void>();
+  /** Goodbyes under way on connections that came after the close. */
+  #lateGoodbyeCount = 0;
+  #onLateEnd: (() => void) | null = null;
   #attemptCount = 0;
   #lostAt = 0;
   #watch: Timer | null = null;
@@ -132,8 +137,18 @@ export class NbdLinks {
     const settle = (error: Error | null, link: Link | null): void => {
       if (!this.#attempts.delete(end)) return;
       timer.cancel();
+      if (link !== null && this.#closed) {
+        this.#lateGoodbyeCount++;
+        link.client.disconnect(() => {
+          this.#lateGoodbyeCount--;
+          this.#checkLateEnd();
+        });
+        done(new DmError(Errno.ESHUTDOWN, `${label} is closed`), null);
+        return;
+      }
       if (link === null) client?.destroy();
       done(error, link);
+      this.#checkLateEnd();
     };
     const end = (): void => settle(new DmError(Errno.ESHUTDOWN, `${label} is closed`), null);
     const timer = reactor.after(milliseconds, () => {
@@ -335,9 +350,9 @@ export class NbdLinks {
     this.#closed = true;
     this.#watch?.cancel();
     this.#retry?.cancel();
-    for (const end of [...this.#attempts]) end();
     for (const { request } of this.#waiting.splice(0)) request.end(Errno.ESHUTDOWN, -1);
-    let left = this.#links.length;
+    const hasLate = this.#attempts.size > 0;
+    let left = this.#links.length + (hasLate ? 1 : 0);
     if (left === 0) {
       reactor.wake(done);
       return;
@@ -345,12 +360,22 @@ export class NbdLinks {
     const timer = reactor.after(MAX_GOODBYE_MILLISECONDS, () => {
       for (const { client } of this.#links) client.destroy();
     });
-    for (const { client } of this.#links) {
-      client.disconnect(() => {
-        if (--left > 0) return;
-        timer.cancel();
-        done();
-      });
-    }
+    const patience = reactor.after(MAX_LATE_HANDSHAKE_MILLISECONDS, () => {
+      for (const end of [...this.#attempts]) end();
+    });
+    const ended = (): void => {
+      if (--left > 0) return;
+      timer.cancel();
+      patience.cancel();
+      done();
+    };
+    if (hasLate) this.#onLateEnd = ended;
+    for (const { client } of this.#links) client.disconnect(ended);
+  }
+
+  #checkLateEnd(): void {
+    if (this.#attempts.size > 0 || this.#lateGoodbyeCount > 0) return;
+    this.#onLateEnd?.();
+    this.#onLateEnd = null;
   }
 }

@@ -234,3 +234,21 @@ describePeer(['losetup', 'loop', 'root'], `a sparse image of ${IMAGE_MIB} MiB on
     await isSame(source, loop);
   });
 });
+
+describePeer(['nbdkit'], 'short uses of a remote disk', () => {
+  test('leave no broken connection in the log of the server', async () => {
+    const folder = tempDir('copy');
+    sparse(join(folder, 'far.img'), MIB);
+    makeImage(join(folder, 's.img'), 2048);
+    const socket = join(folder, 'k.sock');
+    const server = await start(peer('nbdkit'), ['-f', '-U', socket, 'file', join(folder, 'far.img')]);
+    onTestFinished(() => void server.stop());
+    await expect.poll(() => statSync(socket, { throwIfNoEntry: false })).toBeDefined();
+    const uri = `nbd+unix:///?socket=${socket}`;
+    for (let count = 0; count < 6; count++) {
+      expect((await dmkit(['copy', 's.img', uri], { cwd: folder })).code).toBe(0);
+      expect((await dmkit(['copy', `${uri}:0+8`, 'b.img'], { cwd: folder })).code).toBe(0);
+    }
+    expect(server.output()).not.toMatch(/reset|error/i);
+  });
+});
