@@ -10,6 +10,7 @@ import { DeviceRegistry } from '../devices/index.ts';
 import { NodeLoop } from '../reactor/node-loop.ts';
 import { CopyOutput } from './copy-output.ts';
 import { timeText, type Watch, watchWithBars, watchWithEvents, watchWithLines } from './copy-progress.ts';
+import { isStreamCopy, runStreamCopy } from './copy-stream.ts';
 import { isHangUpIgnored } from './hang-up.ts';
 
 export interface CopyCommandOptions {
@@ -91,6 +92,10 @@ export async function runCopy(names: string[], options: CopyCommandOptions): Pro
   // Node.js hears of SIGHUP before it ends by it: a terminal that goes while devices are opened counts as well.
   process.on('SIGINT', stop).on('SIGTERM', stop).on('SIGHUP', hangUp);
   try {
+    if (isStreamCopy(names, options)) {
+      const code = await runStreamCopy(host, names, options, { ...copyOptions }, output);
+      return signalNumber !== 0 ? EXIT_SIGNAL + signalNumber : (await output.hasFailed()) ? EXIT_FAILURE : code;
+    }
     const copy = await Copy.open(host, source, destinations, copyOptions);
     try {
       watch = await startWatch(copy, options, output);

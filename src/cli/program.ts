@@ -77,14 +77,16 @@ function buildProgram(setExitCode: (code: number) => void): Command {
 const COPY_HELP = `
 SOURCE and DESTINATION are image files, block devices, /dev/mapper/NAME of dmkit's own, or NBD URIs; each may end in
 :SECTOR+COUNT, in sectors of 512 bytes. An image that is not there is made. Every destination goes at its own pace, and one
-that fails does not stop the others. Parts of the source that are known to be zeroes are zeroed, not sent.
+that fails does not stop the others. Parts of the source that are known to be zeroes are zeroed, not sent. A source - is standard
+input, of any length; - as the only destination is standard output. ./- is a file of that name.
 
-What failed is named in the last lines. Exit code: 0 all is done, 1 something failed, 130 stopped by ctrl-C.
+What failed is named in the last lines. Exit code: 0 all is done, 1 something failed, 130 stopped by ctrl-C, 129 by a hang-up.
 
 Examples:
   dmkit copy golden.img /dev/sdb /dev/sdc /dev/sdd --verify
   dmkit copy golden.img a.img b.img --keep-going --mapfile copy.map
   dmkit copy golden.img a.img b.img --mapfile copy.map --retry
+  xz -dc golden.img.xz | dmkit copy - /dev/sdb /dev/sdc --verify
   dmkit copy nbd://host/disk local.img
   dmkit copy disk.img:0+2048 /dev/mapper/new:34816+2048
   dmkit copy --zero /dev/sdb:0+2048`;

@@ -86,8 +86,8 @@ export function byteLengthOf(region: Pick<OpenedRegion, 'sectorCount' | 'tailByt
   return region.sectorCount * SECTOR_SIZE + region.tailByteLength;
 }
 
-/** An image that is not there is made, sparse and as large as it has to be. */
-function createImage({ device, sector }: RegionArgument, byteLength: number): boolean {
+/** An image that is not there is made, sparse and as large as it has to be. @returns false for what is there, or no file */
+export function createImage({ device, sector }: RegionArgument, byteLength: number): boolean {
   const path = resolve(device);
   const isDevice = path.startsWith('/dev/') && !path.startsWith(SHARED_MEMORY_FOLDER);
   const isNoPath = NBD_URI.test(device) || isDevice || /^\d+:\d+$/.test(device);

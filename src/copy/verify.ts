@@ -52,7 +52,8 @@ function openForReadBack(loop: NodeLoop, region: OpenedRegion): ReadBack {
   return { region, way: dropCache(path) ? 'after dropping the page cache' : 'from the page cache', close: nothing };
 }
 
-function dropCache(path: string): boolean {
+/** Has the next read of a file or block device come from the disk. @returns false where that can't be had */
+export function dropCache(path: string): boolean {
   const fd = openSync(path, 'r');
   try {
     return dropFromPageCache(fd);
