@@ -75,7 +75,8 @@ describe('a copy that is told to stop', { timeout: 60_000 }, () => {
   it('by SIGHUP goes on where the shell that started it ignores that', async () => {
     const folder = tempDir();
     writeFileSync(join(folder, 's.img'), randomBytes(8 * MIB, 1));
-    const script = `trap '' HUP; "$0" "$1" copy s.img d.img --rate 4M & sleep 1.5; kill -HUP $!; wait $!; echo ended $?`;
+    const begun = '[ "$(stat -c %b d.img 2>/dev/null || echo 0)" -gt 0 ]';
+    const script = `trap '' HUP; "$0" "$1" copy s.img d.img --rate 2M & until ${begun}; do sleep 0.1; done; kill -HUP $!; wait $!; echo ended $?`;
     const child = spawn('sh', ['-c', script, process.execPath, MAIN], { cwd: folder, env: { ...process.env, _: '' } });
     let text = '';
     child.stdout.on('data', (chunk) => (text += String(chunk)));
