@@ -90,11 +90,12 @@ export async function shutdownDaemon(options: { force?: boolean }): Promise<void
   throw new DmError(Errno.ETIMEDOUT, `the daemon has not ended yet; see ${folder.logFile}`);
 }
 
-/** Prints the daemon's log. */
+/** Prints the daemon's log: the part before the last new beginning, and what follows. */
 export async function printLogs(): Promise<void> {
   const { logFile } = daemonFolder();
-  if (!existsSync(logFile)) throw new DmError(Errno.ENOENT, `there is no log yet: ${logFile}`);
-  await pipeline(createReadStream(logFile), process.stdout, { end: false });
+  const files = [`${logFile}.1`, logFile].filter((file) => existsSync(file));
+  if (files.length === 0) throw new DmError(Errno.ENOENT, `there is no log yet: ${logFile}`);
+  for (const file of files) await pipeline(createReadStream(file), process.stdout, { end: false });
 }
 
 /** Takes over grown sizes below a device. */

@@ -2,6 +2,7 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { connect, type DaemonClient } from '../client/index.ts';
+import { say } from './say.ts';
 
 async function withClient<Result>(work: (client: DaemonClient) => Promise<Result>): Promise<Result> {
   const client = connect();
@@ -13,7 +14,7 @@ async function withClient<Result>(work: (client: DaemonClient) => Promise<Result
 }
 
 function warn(text: string): void {
-  process.stderr.write(`dmkit: ${text}\n`);
+  say(`dmkit: ${text}\n`);
 }
 
 /** Makes lost devices again. @returns false where some could not be */

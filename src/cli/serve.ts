@@ -12,6 +12,7 @@ import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
 import { reconnectOptions } from './reconnect.ts';
+import { Complaints, say } from './say.ts';
 
 export interface ServeOptions {
   names: string[];
@@ -76,11 +77,11 @@ function readTableFile(file: string): string {
 /** A refused table in dmsetup's words, then what the kernel would have logged, then what we know of the cause. */
 function reportRefusedTable(name: string, major: number, minor: number, error: DmError): void {
   const device = `${major}:${minor}`;
-  process.stderr.write(`device-mapper: reload ioctl on ${name} (${device}) failed: ${errnoMessage(error.errno)}\n`);
-  if (error instanceof TableError) process.stderr.write(`device-mapper: table: ${device}: ${error.reason}\n`);
-  else process.stderr.write(`${error.message}\n`);
-  for (let cause = error.cause; cause instanceof Error; cause = cause.cause) process.stderr.write(`${cause.message}\n`);
-  process.stderr.write('Command failed.\n');
+  say(`device-mapper: reload ioctl on ${name} (${device}) failed: ${errnoMessage(error.errno)}\n`);
+  if (error instanceof TableError) say(`device-mapper: table: ${device}: ${error.reason}\n`);
+  else say(`${error.message}\n`);
+  for (let cause = error.cause; cause instanceof Error; cause = cause.cause) say(`${cause.message}\n`);
+  say('Command failed.\n');
 }
 
 async function createDevices(dm: DeviceMapper, tables: readonly NamedTable[], readOnly: boolean): Promise<boolean> {
@@ -183,7 +184,7 @@ function tlsOptions(options: ServeOptions): NbdTlsOptions | undefined {
 /** Who could come that nobody may have thought of. */
 function warnOfStrangers(options: ServeOptions, tls: NbdTlsOptions | undefined): void {
   if (options.nbd === undefined || !isRemote(parseListenAddress(options.nbd))) return;
-  const warn = (text: string): void => void process.stderr.write(`dmkit: warning: ${text}\n`);
+  const warn = (text: string): void => say(`dmkit: warning: ${text}\n`);
   if (tls === undefined || tls.mode === 'allow') {
     warn(
       `whoever reaches ${options.nbd} can use these devices, and what goes over the wire can be read; --tls require`,
@@ -193,12 +194,11 @@ function warnOfStrangers(options: ServeOptions, tls: NbdTlsOptions | undefined):
   }
 }
 
-/** What becomes of a remote device is for whoever wonders why everything waits. */
-function tellOfRemote(uri: string, state: NbdLinkState, error: DmError | null): void {
-  const tell = (text: string): void => void process.stderr.write(`dmkit: ${text}\n`);
-  if (state === 'lost') tell(`${uri}: the connection is lost; requests wait until it is back`);
-  else if (state === 'back') tell(`${uri}: the connection is back`);
-  else tell(error?.message ?? `${uri} has failed`);
+/** Says why requests wait, and when they no longer do. */
+function tellOfRemote(complaints: Complaints, uri: string, state: NbdLinkState, error: DmError | null): void {
+  if (state === 'lost') complaints.tell(`${uri}: the connection is lost; requests wait until it is back`);
+  else if (state === 'back') complaints.tell(`${uri}: the connection is back`);
+  else complaints.tell(error?.message ?? `${uri} has failed`);
 }
 
 /** The socket this process was given, if it was. @throws DmError EINVAL for options that make no sense with it */
@@ -227,7 +227,10 @@ export async function serve(options: ServeOptions): Promise<number> {
   const readOnly = options.readOnly ?? false;
   const tls = tlsOptions(options);
   const inherited = inheritedSocket(options);
-  const dm = new DeviceMapper({ remote: { ...reconnectOptions(options.reconnect), onState: tellOfRemote } });
+  const complaints = new Complaints();
+  const onState = (uri: string, state: NbdLinkState, error: DmError | null): void =>
+    tellOfRemote(complaints, uri, state, error);
+  const dm = new DeviceMapper({ remote: { ...reconnectOptions(options.reconnect), onState } });
   let folder: string | null = null;
   try {
     if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;
@@ -240,7 +243,7 @@ export async function serve(options: ServeOptions): Promise<number> {
       allowRemote: options.allowRemote ?? false,
       ...(tls === undefined ? {} : { tls }),
       threads: threadCount(options.threads, options.names.length),
-      onError: (error, peer) => process.stderr.write(`dmkit: client ${peer}: ${error.message}\n`),
+      onError: (error, peer) => complaints.tell(`client ${peer}: ${error.message}`, `client: ${error.message}`),
     });
     try {
       return await waitForEnd(service, options, inherited !== null);
@@ -253,6 +256,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     if (dm.mapper.list().some((device) => device.pinned !== null)) exitSoon();
     else await dm.close();
     if (folder !== null) rmSync(folder, { recursive: true, force: true });
+    complaints.close();
   }
 }
 

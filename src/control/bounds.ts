@@ -14,7 +14,7 @@ export const MAX_CLIENT_COUNT = 256;
 export const MAX_CLIENT_REQUEST_COUNT = 256;
 /** Bytes of answers that a client has not taken: nothing more is read from it until it takes them. */
 export const MAX_CLIENT_REPLY_BYTE_LENGTH = 1024 * 1024;
-/** The log begins anew when it is longer than this at a start; the old one is kept beside it. */
+/** A log longer than this goes on in a new file; the one before it is kept as `daemon.log.1`. */
 export const MAX_LOG_BYTE_LENGTH = 1024 * 1024;
 /** How long a stopping daemon waits for requests in flight. */
 export const STOP_TIMEOUT_MILLISECONDS = 5_000;

@@ -64,9 +64,8 @@ export class Daemon {
       remote: {
         ...(options.reconnect === undefined ? {} : { reconnect: options.reconnect }),
         onState: (uri, state, error) => {
-          if (state === 'back') log.info({ uri }, 'a remote device is back');
-          else
-            log.error({ uri, err: error }, state === 'lost' ? 'a remote device is lost' : 'a remote device has failed');
+          const text = { back: 'a remote device is back', lost: 'a remote device is lost' };
+          log.complain({ uri }, error, state === 'failed' ? 'a remote device has failed' : text[state]);
         },
       },
       control: {
@@ -81,7 +80,7 @@ export class Daemon {
     this.#translate = translator(mapper);
     this.#nbd = new NbdServer({
       reactor: loop,
-      onError: (error, peer) => log.error({ err: error, peer }, 'an NBD client'),
+      onError: (error, peer) => log.complain({ peer }, error, 'an NBD client'),
       onAttach: (device) => this.#exports.onAttach(device),
       onDetach: (device) => this.#exports.onDetach(device),
     });
@@ -89,7 +88,7 @@ export class Daemon {
     mapper.onRemove = (device) => this.#onRemove(device);
     this.#controlServer = new ControlServer({
       control,
-      onError: (error) => log.error({ err: error }, 'a control client'),
+      onError: (error) => log.complain({}, error, 'a control client'),
       onClients: () => this.#checkIdle(),
     });
     const { journal, damage } = openJournal(options.folder);
@@ -182,6 +181,7 @@ export class Daemon {
     this.#controlServer.close();
     await this.#endJournal(reason !== 'signal');
     this.#log.info({ reason }, 'stopped');
+    this.#log.close();
     this.#lock.release();
     this.#onStopped(reason);
   }

@@ -4,6 +4,7 @@
 //
 // A thread sleeps where every Node.js thread does, in its event loop: so it ends whenever it is told to. One that blocks
 // in the kernel by itself was measured and gains nothing (docs/performance.md).
+import { writeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -65,7 +66,13 @@ class ServerThread {
       stdout: true,
       stderr: true,
     });
-    this.#worker.stderr.on('data', (text: Buffer) => process.stderr.write(text));
+    this.#worker.stderr.on('data', (text: Buffer) => {
+      try {
+        writeSync(2, text);
+      } catch {
+        // A full disk or a closed pipe: a warning of Node.js that has no place is no reason to end.
+      }
+    });
     this.#worker.on('message', (message: FromThread) => this.#onMessage(message));
     this.#worker.on('error', (error) => {
       // Until it is ready it has nobody's connection: too few descriptors or too little memory to start with are no reason

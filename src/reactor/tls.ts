@@ -17,6 +17,7 @@ import {
 } from 'node:tls';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { printable } from '../block/printable.ts';
 import type { TransportSecurity } from '../block/reactor.ts';
 
 const MIN_VERSION = 'TLSv1.2';
@@ -77,6 +78,13 @@ function once(done: Secured): Secured {
   };
 }
 
+/** Without OpenSSL's file names and line ends: its reason alone, or what else there is, in one line for a person. */
+function tlsReason(error: Error): Error {
+  const { reason, code } = error as { reason?: unknown; code?: unknown };
+  const text = typeof reason === 'string' ? reason : error.message;
+  return Object.assign(new Error(printable(text.trim())), code === undefined ? {} : { code });
+}
+
 /** @throws DmError EINVAL for PEM texts that can't be read or a key that is not its certificate's */
 function checkContext(options: SecureContextOptions): void {
   try {
@@ -111,7 +119,7 @@ export class TlsServer extends SocketSecurity {
     server.once('secureConnection', (secured) => settle(null, secured));
     server.once('tlsClientError', (error, secured) => {
       const why = secured.authorizationError;
-      settle(why ? new Error(`the client's certificate is refused: ${why}`, { cause: error }) : error, null);
+      settle(why ? new Error(`the client's certificate is refused: ${why}`, { cause: error }) : tlsReason(error), null);
     });
     server.emit('connection', socket);
   }
@@ -152,7 +160,7 @@ export class TlsClient extends SocketSecurity {
     const settle = once(done);
     const secured = connect({ ...this.#options, socket });
     secured.once('secureConnect', () => settle(null, secured));
-    secured.on('error', (error) => settle(error, null));
+    secured.on('error', (error) => settle(tlsReason(error), null));
     secured.once('close', () => settle(new Error('the server closed the connection'), null));
   }
 }

@@ -2,6 +2,7 @@
 
 import { Errno } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
+import { printable } from '../../block/printable.ts';
 import {
   BASE_ALLOCATION,
   FLAG_FIXED_NEWSTYLE,
@@ -244,7 +245,7 @@ export class ClientHandshake {
   }
 
   #onErrorReply(type: number, data: Uint8Array): never {
-    const text = new TextDecoder().decode(data.subarray(0, 4096));
+    const text = printable(new TextDecoder().decode(data.subarray(0, 4096)));
     const code = `0x${type.toString(16)}`;
     // Going on in the clear is just what somebody on the way would like.
     const errno = this.#option === OPT_STARTTLS ? Errno.EACCES : errnoOfReply(type);
