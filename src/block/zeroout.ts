@@ -23,6 +23,9 @@ const MAX_WRITE_SECTOR_COUNT = (ZERO_PAGE_BYTE_LENGTH * ZERO_VEC_COUNT) >> SECTO
 /** Written without a turn for others: 8 MiB, a few milliseconds. */
 const MAX_TURN_SECTOR_COUNT = 8 * MAX_WRITE_SECTOR_COUNT;
 
+/** The same in time: pieces may be long on what is below, or the machine busy. */
+const MAX_TURN_MILLISECONDS = 2;
+
 /** What a piece without data counts for, in the same measure: 128 of them make a turn. */
 const TURN_COST_OF_A_PIECE = MAX_TURN_SECTOR_COUNT / 128;
 
@@ -68,9 +71,14 @@ export class RangeRequest {
   #running = false;
   #pieceEnded = false;
   #turnSectorCount = 0;
+  #turnBegin = 0;
 
-  constructor(reactor: Reactor) {
+  readonly #isAbandoned: (() => boolean) | null;
+
+  /** @param isAbandoned asked between turns: where true, the rest is left, and it ends with ESHUTDOWN */
+  constructor(reactor: Reactor, isAbandoned: (() => boolean) | null = null) {
     this.#reactor = reactor;
+    this.#isAbandoned = isAbandoned;
     this.#bio.onEnd = () => this.#onPieceEnd();
   }
 
@@ -122,16 +130,35 @@ export class RangeRequest {
   #run(): void {
     this.#running = true;
     do {
-      if (this.#turnSectorCount >= MAX_TURN_SECTOR_COUNT) {
+      if (this.#isTurnOver()) {
         this.#turnSectorCount = 0;
         this.#running = false;
-        this.#reactor.wake(() => this.#run());
+        this.#reactor.afterSockets(this.#next);
         return;
       }
       this.#pieceEnded = false;
       this.#submitPiece();
     } while (this.#pieceEnded && this.#takePiece());
     this.#running = false;
+  }
+
+  readonly #next = (): void => {
+    if (this.#isAbandoned?.() !== true) {
+      this.#run();
+      return;
+    }
+    this.errorSector = this.#sector;
+    this.#finish(Errno.ESHUTDOWN);
+  };
+
+  #isTurnOver(): boolean {
+    if (this.#turnSectorCount === 0) {
+      this.#turnBegin = this.#reactor.now();
+      return false;
+    }
+    return (
+      this.#turnSectorCount >= MAX_TURN_SECTOR_COUNT || this.#reactor.now() - this.#turnBegin >= MAX_TURN_MILLISECONDS
+    );
   }
 
   #submitPiece(): void {

@@ -66,6 +66,8 @@ class ServerListener implements Listener {
 
 /** Drains of woken callbacks in ticks before one is left to the loop. */
 const MAX_TICK_ROUND_COUNT = 16;
+/** What callbacks may take before the loop looks at sockets and timers again: woken ones in ticks, and long work in pieces. */
+const MAX_TURN_MILLISECONDS = 4;
 
 /** A {@link Reactor} that is the event loop this thread runs anyway. */
 export class NodeLoop implements Reactor {
@@ -74,6 +76,13 @@ export class NodeLoop implements Reactor {
   /** The array that is filled while the other one is drained. */
   #spare: (() => void)[] = [];
   #tickRoundCount = 0;
+  /** When the loop has last looked at its sockets for certain, and whether that is too long ago. */
+  #turnBegin = 0;
+  #isLate = false;
+  /** Pieces of long work, from `#nextPiece` on. */
+  #pieces: (() => void)[] = [];
+  #nextPiece = 0;
+  #hasPieceTurn = false;
 
   constructor(options: NodeLoopOptions = {}) {
     this.#onError =
@@ -97,28 +106,71 @@ export class NodeLoop implements Reactor {
   wake(callback: () => void): void {
     // One drain for all that is queued in a turn.
     if (this.#queue.push(callback) > 1) return;
-    if (this.#tickRoundCount < MAX_TICK_ROUND_COUNT) {
+    if (this.#tickRoundCount < MAX_TICK_ROUND_COUNT && !this.#isLate) {
       this.#tickRoundCount++;
       process.nextTick(this.#drain);
     } else {
       // A tick runs before the loop looks at its sockets and timers; two pieces of code that wake each other would keep
       // it from them for ever. An immediate costs ten times as much, and lets them have their turn.
-      this.#tickRoundCount = 0;
-      setImmediate(this.#drain);
+      setImmediate(this.#drainAfterSockets);
     }
   }
 
-  afterSockets(callback: () => void): void {
-    // What was queued by an immediate runs after the loop has looked at timers and sockets.
-    setImmediate(() => this.#run(callback));
-  }
+  readonly #drainAfterSockets = (): void => {
+    this.#tickRoundCount = 0;
+    this.#turnBegin = performance.now();
+    this.#isLate = false;
+    this.#drain();
+  };
 
   readonly #drain = (): void => {
+    // The drain before has used the time up after this had been left to a tick.
+    if (this.#isLate) {
+      setImmediate(this.#drainAfterSockets);
+      return;
+    }
     const queue = this.#queue;
     this.#queue = this.#spare;
-    for (let i = 0; i < queue.length; i++) this.#run(queue[i]!);
-    queue.length = 0;
+    let count = 0;
+    while (count < queue.length && !this.#isLate) {
+      this.#run(queue[count++]!);
+      this.#isLate = performance.now() - this.#turnBegin >= MAX_TURN_MILLISECONDS;
+    }
     this.#spare = queue;
+    if (count === queue.length) queue.length = 0;
+    else this.#putBack(queue, count);
+  };
+
+  /** Time is up: what is left of `queue` comes before what was woken meanwhile. */
+  #putBack(queue: (() => void)[], count: number): void {
+    const isScheduled = this.#queue.length > 0;
+    this.#queue = queue.slice(count).concat(this.#queue);
+    queue.length = 0;
+    if (!isScheduled) setImmediate(this.#drainAfterSockets);
+  }
+
+  afterSockets(callback: () => void): void {
+    this.#pieces.push(callback);
+    if (this.#hasPieceTurn) return;
+    this.#hasPieceTurn = true;
+    setImmediate(this.#runPieces);
+  }
+
+  /** One piece after the other, until the time of a turn is up: an immediate for each of many short ones would cost more. */
+  readonly #runPieces = (): void => {
+    const pieces = this.#pieces;
+    const begin = performance.now();
+    do {
+      this.#run(pieces[this.#nextPiece++]!);
+    } while (this.#nextPiece < pieces.length && performance.now() - begin < MAX_TURN_MILLISECONDS);
+    this.#hasPieceTurn = this.#nextPiece < pieces.length;
+    if (this.#hasPieceTurn) setImmediate(this.#runPieces);
+    // Work that goes on and on keeps the array from ever being empty.
+    if (this.#nextPiece * 2 >= pieces.length) {
+      pieces.copyWithin(0, this.#nextPiece);
+      pieces.length -= this.#nextPiece;
+      this.#nextPiece = 0;
+    }
   };
 
   #run(callback: () => void): void {

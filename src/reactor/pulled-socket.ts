@@ -104,7 +104,10 @@ export class PulledSocket {
     if ((events & ~EPOLLOUT) === 0 || this.#closed) return this.#waiting.length === 0;
     // A failure shows in the next call that receives. Nobody asks for it now, and it would be told of again and again.
     if (!this.#isPaused && !this.#hasEnded) return this.#owner.onReadable();
-    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.#unwatch();
+    if ((events & (EPOLLERR | EPOLLHUP)) === 0) return false;
+    this.#unwatch();
+    // Both ways are closed, and everything was received: nothing is left to do for this peer.
+    if (this.#hasEnded) this.#owner.onFailure(Errno.EPIPE);
     return false;
   }
 

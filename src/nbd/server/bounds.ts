@@ -82,8 +82,9 @@ export const MAX_EXTENT_COUNT = 4096;
 /** Questions to the device for one BLOCK_STATUS: neighbours that are alike count as one extent, but each is a question. */
 export const MAX_EXTENT_QUERY_COUNT = 65_536;
 
-/** Questions before everybody else gets a turn. */
-export const MAX_TURN_EXTENT_QUERY_COUNT = 1024;
+/** Time for one request's questions before everything else gets its turn. Looked at after so many of them. */
+export const MAX_TURN_MILLISECONDS = 1;
+export const EXTENT_TIME_CHECK_COUNT = 32;
 
 /**
  * A READ from this length on that gives nothing but zeroes is answered by a hole. Looking costs next to nothing where the
@@ -97,6 +98,12 @@ export const MAX_TURN_BYTE_LENGTH = 4 * 1024 * 1024;
 
 /** What a request counts for in that besides its data: thousands of requests without any take as long. */
 export const TURN_REQUEST_BYTE_LENGTH = 2048;
+
+/**
+ * What a millisecond counts for in that, of a request that moves no data: a status over many extents, or zeroes over many
+ * chunks of a snapshot, take as long as they take.
+ */
+export const TURN_MILLISECOND_BYTE_LENGTH = 1024 * 1024;
 
 /** Text after an error reply to an option; far below the protocol's 4096. */
 export const MAX_ERROR_TEXT_BYTE_LENGTH = 512;

@@ -41,6 +41,10 @@ export interface CommandHost {
   readonly account: MemoryAccount;
   /** A reply can say what is good of a READ that failed. */
   readonly hasChunks: boolean;
+  /** The client is gone: nothing can be answered. */
+  readonly isAbandoned: boolean;
+  /** The client is gone, or the server is to end: what can be answered short is. */
+  readonly isHurried: boolean;
   /** A request that is a part of `parent`; it is to be started. */
   newPart(parent: Request): Request;
   startPart(part: Request): void;
@@ -308,7 +312,7 @@ export class Commands {
     const { flags, sector } = request;
     const { device } = this.#limits;
     const sectorCount = request.byteLength / SECTOR_SIZE;
-    request.range ??= new RangeRequest(this.#host.reactor);
+    request.range ??= new RangeRequest(this.#host.reactor, this.#isAbandoned);
     const onEnd = (errno: number): void => this.#onRangeEnd(request, errno);
     if (request.command === CMD_TRIM) {
       request.range.discard(device, sector, sectorCount, request.isFua, onEnd);
@@ -413,7 +417,7 @@ export class Commands {
       this.#end(request, status, errorSector);
       return;
     }
-    this.#host.reactor.wake(() => {
+    this.#host.reactor.afterSockets(() => {
       try {
         this.#cachePiece(request, sector + sectorCount);
       } catch (error) {
@@ -422,8 +426,12 @@ export class Commands {
     });
   }
 
+  readonly #isAbandoned = (): boolean => this.#host.isAbandoned;
+
+  readonly #isHurried = (): boolean => this.#host.isHurried;
+
   #blockStatus(request: Request): void {
-    request.extents ??= new ExtentList(this.#host.reactor);
+    request.extents ??= new ExtentList(this.#host.reactor, this.#isHurried);
     const { extents, sector, head, byteLength, flags } = request;
     const onlyOne = (flags & CMD_FLAG_REQ_ONE) !== 0;
     extents.query(this.#limits.device, this.#limits.contextIds, sector, head, byteLength, onlyOne, (errno) => {

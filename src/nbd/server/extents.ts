@@ -4,7 +4,7 @@ import { type BlockDevice, queryExtent } from '../../block/block-device.ts';
 import { Errno } from '../../block/errno.ts';
 import type { Reactor } from '../../block/reactor.ts';
 import { SECTOR_SIZE } from '../../block/sector.ts';
-import { MAX_EXTENT_COUNT, MAX_EXTENT_QUERY_COUNT, MAX_TURN_EXTENT_QUERY_COUNT } from './bounds.ts';
+import { EXTENT_TIME_CHECK_COUNT, MAX_EXTENT_COUNT, MAX_EXTENT_QUERY_COUNT, MAX_TURN_MILLISECONDS } from './bounds.ts';
 import { META_CONTEXTS } from './contexts.ts';
 
 /** The extents of one context. */
@@ -48,13 +48,18 @@ export class ExtentList {
   #byteLeft = 0;
   #maxCount = 0;
   #queryCount = 0;
+  #turnBegin = 0;
   #running = false;
   #answered = false;
   #ended = false;
   #onEnd: (errno: number) => void = () => {};
 
-  constructor(reactor: Reactor) {
+  readonly #isHurried: () => boolean;
+
+  /** @param isHurried asked between turns: true where the rest is for no one, or the server is to end */
+  constructor(reactor: Reactor, isHurried: () => boolean) {
     this.#reactor = reactor;
+    this.#isHurried = isHurried;
   }
 
   /**
@@ -89,10 +94,9 @@ export class ExtentList {
     do {
       if (this.#queryCount >= MAX_EXTENT_QUERY_COUNT) {
         this.#end(0);
-      } else if (this.#queryCount > 0 && this.#queryCount % MAX_TURN_EXTENT_QUERY_COUNT === 0) {
-        this.#queryCount++;
+      } else if (this.#isTurnOver()) {
         this.#running = false;
-        this.#reactor.wake(() => this.#run());
+        this.#reactor.afterSockets(this.#next);
         return;
       } else {
         this.#queryCount++;
@@ -102,6 +106,20 @@ export class ExtentList {
       }
     } while (this.#answered && !this.#ended);
     this.#running = false;
+  }
+
+  readonly #next = (): void => {
+    this.#turnBegin = this.#reactor.now();
+    // An answer may be for less than was asked.
+    if (this.#isHurried() && this.lists[0]!.count > 0) this.#end(0);
+    else this.#run();
+  };
+
+  #isTurnOver(): boolean {
+    if (this.#queryCount % EXTENT_TIME_CHECK_COUNT !== 0) return false;
+    const now = this.#reactor.now();
+    if (this.#queryCount === 0) this.#turnBegin = now;
+    return now - this.#turnBegin >= MAX_TURN_MILLISECONDS;
   }
 
   readonly #onAnswer = (errno: number, sectorCount: number, flags: number, depth?: number): void => {

@@ -24,6 +24,7 @@ import {
   MAX_TURN_BYTE_LENGTH,
   MAX_UNSENT_BYTE_LENGTH,
   SEGMENT_BYTE_LENGTH,
+  TURN_MILLISECOND_BYTE_LENGTH,
   TURN_REQUEST_BYTE_LENGTH,
 } from './bounds.ts';
 import type { MemoryAccount, PooledBuffer } from './buffer-pool.ts';
@@ -104,6 +105,14 @@ export class Transmission implements Phase, CommandHost {
 
   get reactor(): Reactor {
     return this.#connection.host.reactor;
+  }
+
+  get isAbandoned(): boolean {
+    return this.#closed;
+  }
+
+  get isHurried(): boolean {
+    return this.#closed || this.#connection.host.isShuttingDown;
   }
 
   get requestCount(): number {
@@ -422,11 +431,17 @@ export class Transmission implements Phase, CommandHost {
 
   #start(request: Request): void {
     this.#requestCount++;
-    this.#turnByteLength += request.command === CMD_READ || request.command === CMD_WRITE ? request.byteLength : 0;
     if (request.command === CMD_READ) this.#reserveReply(request);
     request.isSubmitted = true;
     try {
-      this.#commands.start(request);
+      if (request.command === CMD_READ || request.command === CMD_WRITE) {
+        this.#turnByteLength += request.byteLength;
+        this.#commands.start(request);
+      } else {
+        const begin = this.reactor.now();
+        this.#commands.start(request);
+        this.#turnByteLength += (this.reactor.now() - begin) * TURN_MILLISECOND_BYTE_LENGTH;
+      }
     } catch (error) {
       if (request.isSubmitted) this.#lose(request);
       throw error;
