@@ -80,6 +80,7 @@ class ServerThread {
       if (this.#hasBeenReady) throw error;
       this.#settle();
     });
+    this.#worker.once('exit', () => this.#settle());
     this.#worker.unref();
   }
 
@@ -117,6 +118,8 @@ class ServerThread {
   }
 
   async stop(): Promise<ThreadEnd> {
+    // One that is ended while it loads its native modules takes the whole process with it (koffi aborts).
+    if (!this.isReady) await this.#settledInTime();
     if (!this.isReady) {
       // It has no connection.
       await this.#terminate();
@@ -135,6 +138,15 @@ class ServerThread {
     if (end.hasEnded) await this.#terminate();
     else this.#worker.unref();
     return end;
+  }
+
+  async #settledInTime(): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const limit = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, SHUTDOWN_TIMEOUT_MILLISECONDS);
+    });
+    await Promise.race([this.settled, limit]);
+    clearTimeout(timer);
   }
 
   /** For a thread that has nothing open that matters. */
