@@ -94,7 +94,8 @@ function listen(
     dm.loop.listen(
       address,
       (transport) => {
-        if (threads?.take(transport, server.statistics.connectionCount) !== true) server.accept(transport);
+        if (threads?.take(transport, server.statistics.connectionCount, server.establishedCount) !== true)
+          server.accept(transport);
       },
       (error, listener) => {
         if (listener !== null) resolve(listener);

@@ -40,8 +40,10 @@ export type FromThread =
   | { readonly kind: 'ready' }
   /** It can't serve these devices. */
   | { readonly kind: 'unable'; readonly reason: string }
+  /** A connection that it was given has completed its handshake. */
+  | { readonly kind: 'established' }
   /** A connection that it was given is no more. */
-  | { readonly kind: 'gone' }
+  | { readonly kind: 'gone'; readonly wasEstablished: boolean }
   | { readonly kind: 'error'; readonly error: Error; readonly isMalformed: boolean; readonly peer: string }
   | ({ readonly kind: 'stopped' } & ThreadEnd);
 

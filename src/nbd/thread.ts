@@ -36,7 +36,8 @@ async function build(): Promise<NbdServer> {
     maxServerByteLength: plan.maxServerByteLength,
     ...(plan.tls === null ? {} : { tls: serverTls(plan.tls) }),
     onError: (error, peer) => post({ kind: 'error', error, isMalformed: error instanceof MalformedError, peer }),
-    onGone: () => post({ kind: 'gone' }),
+    onEstablished: () => post({ kind: 'established' }),
+    onGone: (wasEstablished) => post({ kind: 'gone', wasEstablished }),
   });
   for (const [index, name] of plan.names.entries()) {
     const disk = await dm.open(`/dev/mapper/${name}`, { readOnly });
@@ -52,7 +53,7 @@ function accept(server: NbdServer, fd: number, peer: string): void {
     server.accept(dm.loop.adopt(fd, peer));
   } catch (error) {
     post({ kind: 'error', error: error as Error, isMalformed: false, peer });
-    post({ kind: 'gone' });
+    post({ kind: 'gone', wasEstablished: false });
   }
 }
 

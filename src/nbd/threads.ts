@@ -43,6 +43,8 @@ export interface NbdThreadsOptions {
 class ServerThread {
   /** Connections that it was given and that are not gone. */
   connectionCount = 0;
+  /** Those of them that have completed their handshake. */
+  establishedCount = 0;
   isReady = false;
   readonly #worker: Worker;
   readonly #onError: NbdThreadsOptions['onError'];
@@ -96,8 +98,12 @@ class ServerThread {
         void this.#terminate();
         this.#settle();
         break;
+      case 'established':
+        this.establishedCount++;
+        break;
       case 'gone':
         this.connectionCount--;
+        if (message.wasEstablished) this.establishedCount--;
         break;
       case 'error':
         this.#onError(message.isMalformed ? new MalformedError(message.error.message) : message.error, message.peer);
@@ -241,13 +247,14 @@ export class NbdThreads {
    * Gives a connection to the thread that has the fewest.
    *
    * @param ownCount connections of this thread
+   * @param ownEstablishedCount those of them that have completed their handshake
    * @returns false where this thread should serve it
    */
-  take(transport: Transport, ownCount: number): boolean {
-    let totalCount = ownCount;
+  take(transport: Transport, ownCount: number, ownEstablishedCount: number): boolean {
+    let totalCount = ownEstablishedCount;
     let best: ServerThread | null = null;
     for (const thread of this.#threads) {
-      totalCount += thread.connectionCount;
+      totalCount += thread.establishedCount;
       if (thread.isReady && thread.connectionCount < (best?.connectionCount ?? ownCount)) best = thread;
     }
     if (totalCount >= MAX_CONNECTION_COUNT) {

@@ -64,6 +64,9 @@ class ServerListener implements Listener {
   }
 }
 
+/** A peer that vanishes without a word is found out by TCP: first asked after ten minutes of silence. */
+const SOCKET_OPTIONS = { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: 600_000 };
+
 /** Drains of woken callbacks in ticks before one is left to the loop. */
 const MAX_TICK_ROUND_COUNT = 16;
 /** What callbacks may take before the loop looks at sockets and timers again: woken ones in ticks, and long work in pieces. */
@@ -192,7 +195,7 @@ export class NodeLoop implements Reactor {
     onTransport: (transport: Transport) => void,
     done: (error: Error | null, listener: Listener | null) => void,
   ): void {
-    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
+    const server = createServer({ ...SOCKET_OPTIONS, pauseOnConnect: true }, (socket) => {
       this.#run(() => onTransport(this.#wrap(socket, describeAddress(address))));
     });
     if ('fd' in address) this.#listenInherited(server, address.fd, done);
@@ -258,7 +261,7 @@ export class NodeLoop implements Reactor {
   /** Connects; `done` is called once. */
   connect(address: ConnectAddress, done: (error: Error | null, transport: Transport | null) => void): void {
     const options = 'unix' in address ? { path: address.unix } : { host: address.host, port: address.port };
-    const socket = connectSocket({ ...options, allowHalfOpen: true, noDelay: true });
+    const socket = connectSocket({ ...options, ...SOCKET_OPTIONS });
     const fail = (error: Error): void => done(error, null);
     socket.once('error', fail);
     socket.once('connect', () => {

@@ -112,9 +112,8 @@ describe('qemu-nbd', () => {
   });
 
   it('CVE-2024-7409: clients that hold their sockets open while the server stops, or never say anything', () => {
-    const session = new Session(memory(), { maxConnectionCount: 4, handshakeTimeoutMilliseconds: 100 });
+    const session = new Session(memory(), { maxHandshakeCount: 4, handshakeTimeoutMilliseconds: 100 });
     const clients = [session.connectAnother(), session.connectAnother().send(u32(3)), session.connectAnother().go()];
-    expect(session.connectAnother().isClosed).toBe(true);
     session.reactor.advance(101);
     expect(clients.map(({ isClosed }) => isClosed)).toEqual([true, true, false]);
     session.connectAnother().send(u32(3));

@@ -168,11 +168,45 @@ describe('hostile clients', () => {
   });
 
   it('one connection too many is closed at once', () => {
-    const session = new Session(memory(), { maxConnectionCount: 1 });
+    const session = new Session(memory(), { maxConnectionCount: 1 }).go();
     const other = session.connectAnother();
     session.reactor.turn();
     expect(other.isClosed).toBe(true);
     expect(session.isClosed).toBe(false);
+  });
+
+  it('of handshakes that are too many the oldest silent one ends, or the oldest; connections beyond them stay', () => {
+    const session = new Session(memory(), { maxHandshakeCount: 3 }).go();
+    const talking = session.connectAnother().send(u32(3));
+    const silent = [session.connectAnother(), session.connectAnother()];
+    const next = session.connectAnother();
+    session.reactor.turn();
+    expect([talking, ...silent, next].map(({ isClosed }) => isClosed)).toEqual([false, true, false, false]);
+    next.send(u32(3));
+    silent[1]!.send(u32(3));
+    const last = session.connectAnother();
+    session.reactor.turn();
+    expect([session, talking, silent[1]!, next, last].map(({ isClosed }) => isClosed)).toEqual([
+      false,
+      true,
+      false,
+      false,
+      false,
+    ]);
+    last.go();
+    expect(last.isClosed).toBe(false);
+  });
+
+  it('connections that finish their handshakes at the same time are no more than there may be', () => {
+    const session = new Session(memory(), { maxConnectionCount: 2 });
+    const others = [session.connectAnother(), session.connectAnother()];
+    session.go();
+    for (const other of others) {
+      other.send(u32(3), option(GO, encodeGoRequest('', [])));
+      session.reactor.turn();
+    }
+    expect([session, ...others].map(({ isClosed }) => isClosed)).toEqual([false, false, true]);
+    expect(session.server.establishedCount).toBe(2);
   });
 
   it('a server that is ending says so', () => {

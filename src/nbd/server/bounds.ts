@@ -18,8 +18,14 @@ export const MAX_UNSENT_OPTION_BYTE_LENGTH = 256 * 1024;
 /** From the first byte to the transmission phase. Long enough for a person at nbdsh, short enough to get rid of idlers. (option) */
 export const HANDSHAKE_TIMEOUT_MILLISECONDS = 30_000;
 
-/** Connections of one server at one time; each costs a socket and up to MAX_OPTION_BYTE_LENGTH before it proved anything. (option) */
+/** Connections of one server at one time that have completed their handshake. (option) */
 export const MAX_CONNECTION_COUNT = 256;
+
+/**
+ * Connections that are in their handshake, beside those: a client that proves nothing takes no place of one that has. When
+ * they are full the oldest that has not said a word goes, or else the oldest. (option)
+ */
+export const MAX_HANDSHAKE_COUNT = 128;
 
 /** Requests of one connection that the device has: twice what the deepest client here (fio, QEMU with many queues) asks for. (option) */
 export const MAX_CONNECTION_REQUEST_COUNT = 256;

@@ -35,6 +35,8 @@ export interface ConnectionHost {
   onDetach(device: BlockDevice): void;
   /** During a shutdown: the connection has answered everything. It stays open until the server ends it. */
   onQuiet(): void;
+  /** The handshake is over: false where there are too many connections, and this one is to end. */
+  onTransmission(connection: Connection): boolean;
   /** The transport is gone and no device has a request of it any more. */
   onGone(connection: Connection): void;
 }
@@ -79,6 +81,8 @@ export class Connection implements TransportHandler {
   #closed = false;
   #gone = false;
   #handshakeTimer: Timer | null;
+  /** The client has sent something. */
+  hasSpoken = false;
 
   constructor(host: ConnectionHost, transport: Transport) {
     this.host = host;
@@ -121,6 +125,7 @@ export class Connection implements TransportHandler {
 
   onData(chunk: Uint8Array): void {
     if (this.#inputEnded || this.#closed) return;
+    this.hasSpoken = true;
     this.#backlog.push(chunk);
     if (this.#backlog.length === 1) this.process();
   }
@@ -228,6 +233,10 @@ export class Connection implements TransportHandler {
   /** The handshake succeeded: requests on `entry` follow. */
   enterTransmission(entry: NbdExport, negotiation: Negotiation): void {
     this.#stopTimer();
+    if (!this.host.onTransmission(this)) {
+      this.destroy();
+      return;
+    }
     this.entry = entry;
     this.host.onAttach(entry.device);
     this.#phase = new Transmission(this, entry, negotiation);

@@ -9,6 +9,7 @@ import {
   MAX_CONNECTION_BYTE_LENGTH,
   MAX_CONNECTION_COUNT,
   MAX_CONNECTION_REQUEST_COUNT,
+  MAX_HANDSHAKE_COUNT,
   MAX_SERVER_BYTE_LENGTH,
   SHUTDOWN_TIMEOUT_MILLISECONDS,
 } from './bounds.ts';
@@ -33,12 +34,16 @@ export interface NbdServerOptions {
   onAttach?: (device: BlockDevice) => void;
   /** The transport of a connection that had chosen it is gone; the device may have requests of it still. */
   onDetach?: (device: BlockDevice) => void;
-  /** One of {@link NbdServer.statistics}' connections is no more. */
-  onGone?: () => void;
+  /** A connection has completed its handshake. */
+  onEstablished?: () => void;
+  /** One of {@link NbdServer.statistics}' connections is no more; it had completed its handshake, or had not. */
+  onGone?: (wasEstablished: boolean) => void;
   /** From accept to the transmission phase; 30 s. */
   handshakeTimeoutMilliseconds?: number;
-  /** Connections at one time; one more is closed at once; 256. */
+  /** Connections at one time that have completed their handshake; one more is closed at once; 256. */
   maxConnectionCount?: number;
+  /** Connections in their handshake; with one more, the oldest that is silent (or the oldest) is closed; 128. */
+  maxHandshakeCount?: number;
   /** Requests of one connection that its device has at one time; 256. */
   maxConnectionRequestCount?: number;
   /** Memory for data and unsent replies of one connection, to which one request of the largest size may be added; 64 MiB. */
@@ -64,6 +69,10 @@ export class NbdServer {
   readonly #pool: BufferPool;
   readonly #host: ConnectionHost;
   readonly #maxConnectionCount: number;
+  readonly #maxHandshakeCount: number;
+  /** Connections in their handshake, the oldest first. */
+  readonly #handshakes = new Set<Connection>();
+  #establishedCount = 0;
   #shutdown: Shutdown | null = null;
 
   /** @throws Error for two exports of one name or a name that the protocol can't carry */
@@ -71,6 +80,7 @@ export class NbdServer {
     this.#reactor = options.reactor;
     this.#pool = new BufferPool(options.maxServerByteLength ?? MAX_SERVER_BYTE_LENGTH);
     this.#maxConnectionCount = options.maxConnectionCount ?? MAX_CONNECTION_COUNT;
+    this.#maxHandshakeCount = options.maxHandshakeCount ?? MAX_HANDSHAKE_COUNT;
     for (const entry of options.exports ?? []) this.exports.add(entry);
     this.#host = this.#makeHost(options);
   }
@@ -93,10 +103,20 @@ export class NbdServer {
       onAttach: (device) => options.onAttach?.(device),
       onDetach: (device) => options.onDetach?.(device),
       onQuiet: () => this.#shutdown?.check(),
+      onTransmission: (connection) => {
+        if (this.#isFull) return false;
+        this.#handshakes.delete(connection);
+        this.#establishedCount++;
+        options.onEstablished?.();
+        return true;
+      },
       onGone: (connection) => {
+        const wasEstablished = connection.isInTransmission;
         this.#connections.delete(connection);
+        this.#handshakes.delete(connection);
+        if (wasEstablished) this.#establishedCount--;
         this.#shutdown?.check();
-        options.onGone?.();
+        options.onGone?.(wasEstablished);
       },
     };
   }
@@ -115,18 +135,42 @@ export class NbdServer {
     return { connectionCount: this.#connections.size, requestCount, usedByteLength: this.#pool.usedByteLength };
   }
 
+  /** Connections that have completed their handshake. */
+  get establishedCount(): number {
+    return this.#establishedCount;
+  }
+
   /**
    * Serves one client. The transport is the server's from now on; it is closed at once when there are too many, or after
    * a shutdown.
    */
   accept(transport: Transport): void {
-    if (this.#connections.size >= this.#maxConnectionCount || this.#shutdown?.isClosing) {
+    if (this.#isFull || this.#shutdown?.isClosing) {
       transport.destroy();
       return;
     }
+    if (this.#handshakes.size >= this.#maxHandshakeCount) this.#dropHandshake();
     const connection = new Connection(this.#host, transport);
     this.#connections.add(connection);
+    this.#handshakes.add(connection);
     connection.start();
+  }
+
+  get #isFull(): boolean {
+    return this.#establishedCount >= this.#maxConnectionCount;
+  }
+
+  /** Makes room for another handshake. A client that says something at once gets in, however many are silent. */
+  #dropHandshake(): void {
+    let oldest: Connection | null = null;
+    for (const connection of this.#handshakes) {
+      oldest ??= connection;
+      if (connection.hasSpoken) continue;
+      oldest = connection;
+      break;
+    }
+    this.#handshakes.delete(oldest!);
+    oldest!.violation('too many handshakes at one time: this one was the oldest');
   }
 
   /**
