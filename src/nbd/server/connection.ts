@@ -78,6 +78,8 @@ export class Connection implements TransportHandler {
   /** Nothing more is read: the client said goodbye or hung up. */
   #inputEnded = false;
   #outputEnded = false;
+  /** The client sends no more; what it has sent may wait still. */
+  #peerEnded = false;
   #closed = false;
   #gone = false;
   #handshakeTimer: Timer | null;
@@ -142,7 +144,9 @@ export class Connection implements TransportHandler {
   }
 
   onEnd(): void {
-    this.finish();
+    this.#peerEnded = true;
+    // A client may send all its requests and close its side: what has arrived is done and answered all the same.
+    if (!this.#processing && !this.hasBacklog) this.finish();
   }
 
   onDrain(): void {
@@ -191,6 +195,7 @@ export class Connection implements TransportHandler {
   }
 
   #afterProcessing(): void {
+    if (this.#peerEnded && !this.hasBacklog) this.#inputEnded = true;
     if (this.#inputEnded) this.#backlog = [];
     const mustWait = this.#backlog.length > 0 || (this.#pullWaits && !this.#inputEnded);
     if (mustWait !== this.#paused && !this.#closed) {
