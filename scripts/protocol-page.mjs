@@ -40,9 +40,13 @@ const noDaemon = ({ starts, withoutDaemon }) => {
 export function renderProtocolPage(requests) {
   const sections = Object.entries(requests).map(([name, request]) => {
     const rows = Object.entries(request.args).map(
-      ([argument, shape]) => `| \`${argument}\` | ${shape.describe.replaceAll('|', '\\|')} | ${shape.isOptional ? '' : 'yes'} |`,
+      ([argument, shape]) =>
+        `| \`${argument}\` | ${shape.describe.replaceAll('|', '\\|')} | ${shape.isOptional ? '' : 'yes'} |`,
     );
-    const args = rows.length === 0 ? 'No arguments.' : ['| argument | value | needed |', '| --- | --- | --- |', ...rows].join('\n');
+    const args =
+      rows.length === 0
+        ? 'No arguments.'
+        : ['| argument | value | needed |', '| --- | --- | --- |', ...rows].join('\n');
     return `## ${name}\n${request.title}\n\n${args}\n\nReply: ${request.reply}. Without a daemon: ${noDaemon(request)}.\n`;
   });
   return HEAD + sections.join('\n');
