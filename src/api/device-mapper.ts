@@ -132,12 +132,12 @@ export class DeviceMapper {
 
   /** Holds new requests back; resolves when none is in flight. */
   async suspend(name: string, options: SuspendOptions = {}): Promise<void> {
-    await this.control.call('suspend', { device: { name }, ...options });
+    await this.control.call('suspend', { device: { name }, noflush: options.noflush ?? false });
   }
 
   /** Swaps in a loaded table, if there is one, and lets requests through. */
   async resume(name: string, options: SuspendOptions = {}): Promise<void> {
-    await this.control.call('resume', { device: { name }, ...options });
+    await this.control.call('resume', { device: { name }, noflush: options.noflush ?? false });
   }
 
   /**

@@ -366,7 +366,7 @@ describe('failures below', () => {
     const path = place();
     const file = open(path);
     let left = 3;
-    failingWhen(['writeLater'], () => (left-- === 3 || left === 0 ? 'ENOSPC' : null));
+    failingWhen(['write', 'writeLater'], () => (left-- === 3 || left === 0 ? 'ENOSPC' : null));
     onTestFinished(restoreCalls);
     const results = await Promise.all(['a', 'b', 'c'].map((key) => errorOf(() => file.commit(map({ [key]: 1 })))));
     expect(results.map((error) => error?.errno ?? 0)).toEqual([0, Errno.ENOSPC, 0]);

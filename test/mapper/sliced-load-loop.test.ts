@@ -6,7 +6,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import { tempDir } from '../support/tmp.ts';
 
-test('a peer on a socket gets at least 50 answers while 100,000 lines are loaded', async () => {
+test('a peer on a socket gets at least 20 answers while 100,000 lines are loaded', async () => {
   const path = join(tempDir('slices'), 'echo');
   const server = createServer((socket) => {
     socket.on('data', (data) => socket.write(data));
@@ -30,8 +30,8 @@ test('a peer on a socket gets at least 50 answers while 100,000 lines are loaded
   const device = dm.mapper.create('d');
   const table = Array.from({ length: 100_000 }, (_, line) => `${line} 1 zero`).join('\n');
   const error = await new Promise((resolve) => dm.mapper.loadSliced(device, table, {}, resolve));
-  // An answer takes two looks at the sockets, and there are some 290 turns.
+  // An answer takes two looks at the sockets, and a turn has slices of up to 4 ms: some 90 turns.
   expect([error, device.inactiveTable?.targets.length]).toEqual([null, 100_000]);
-  expect(answerCount).toBeGreaterThanOrEqual(50);
+  expect(answerCount).toBeGreaterThanOrEqual(20);
   await dm.close();
 });
