@@ -82,6 +82,9 @@ class Run {
   constructor(one: Case, contents: Contents, folder: string | null) {
     this.#one = one;
     this.#disks = new Disks(this.#dm, one, contents, folder);
+    // The kernel knows nothing of the marks that dmkit keeps in stores: the bytes of both sides must be the same here.
+    this.#dm.mapper.onLeaving = null;
+    this.#dm.mapper.onGoingLive = null;
   }
 
   /** What the disks hold now. */

@@ -39,18 +39,30 @@ export class NewFiles {
     }
     if (wanted.length === 0) return;
     await this.#journal?.commit(new Map([[this.#key, { files: this.#files }]]), { durable: false });
-    if (this.#journal !== null) this.#transaction.keys.set(this.#key, null);
+    // With the change the paths are for good; their first names are not gone yet.
+    if (this.#journal !== null) this.#transaction.keys.set(this.#key, { files: this.#files, isDone: true });
     this.#transaction.onUndo(() => this.#clear());
-    this.#transaction.onFinish(() => {
-      for (const { temporary } of this.#files) fs.rmSync(temporary, { force: true });
+    this.#transaction.onFinish(async () => {
+      clearFirstNames(this.#files);
+      await this.#forget();
     });
     for (const [index, { plan, mark }] of wanted.entries()) makeStoreFile(this.#files[index]!, plan, mark);
   }
 
   async #clear(): Promise<void> {
     clearFiles(this.#files);
+    await this.#forget();
+  }
+
+  /** Where that fails, the next start looks for the files once more. */
+  async #forget(): Promise<void> {
     await this.#journal?.commit(new Map([[this.#key, null]])).catch(() => {});
   }
+}
+
+/** Takes the names away under which files were made that have their own names now. */
+export function clearFirstNames(files: readonly { temporary: string }[]): void {
+  for (const { temporary } of files) fs.rmSync(temporary, { force: true });
 }
 
 /** Takes away files of an operation that did not come to its end, and no other files that have their names. */

@@ -62,9 +62,11 @@ export interface KeptStore {
   originLabel: string;
 }
 
-/** Files that an operation is about to make: without the operation's own record they are taken away at the next start. */
+/** Files that an operation makes: what it did not come to the end of is taken away at the next start. */
 export interface IntentRecord {
   files: { temporary: string; path: string }[];
+  /** The operation is for good: only the names go under which the files were made. */
+  isDone?: true;
 }
 
 export const DEVICE_PREFIX = 'device/';
