@@ -4,7 +4,7 @@ import { readFileSync, renameSync, rmSync, statSync } from 'node:fs';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { deleteSame } from '../overlays/drop.ts';
-import { clearFiles, clearFirstNames } from '../overlays/store-file.ts';
+import { clearFiles, clearFirstNames, shorten } from '../overlays/store-file.ts';
 import type { JournalSink, Json } from './core/host.ts';
 import {
   DEVICE_PREFIX,
@@ -129,8 +129,9 @@ function atStart(key: string, value: Json, changes: Map<string, Json>, redo: (()
     const record: LostRecord = { device: value as unknown as DeviceRecord, error: null };
     changes.set(LOST_PREFIX + key.slice(DEVICE_PREFIX.length), record as unknown as Json);
   } else if (key.startsWith(INTENT_PREFIX)) {
-    const { files, isDone } = value as unknown as IntentRecord;
+    const { files, grown = [], isDone } = value as unknown as IntentRecord;
     redo.push(() => tryTo(() => (isDone ? clearFirstNames(files) : clearFiles(files))));
+    for (const file of grown) redo.push(() => tryTo(() => shorten(file)));
     changes.set(key, null);
   } else if (key.startsWith(UNLINK_PREFIX)) {
     redo.push(() => tryTo(() => deleteSame(value as never)));

@@ -11,7 +11,7 @@ import { checkingMarks, newMark, originFacts } from './marks.ts';
 import { newOverlayUuid } from './names.ts';
 import type { OverlayOptions, OverlayPlan, PlannedDevice } from './options.ts';
 import { planOverlay } from './plan.ts';
-import { fileFailure, NewFiles } from './store-file.ts';
+import { NewFiles } from './store-file.ts';
 
 /** Overlays that are to be made together. */
 export class OverlayMaking {
@@ -32,7 +32,6 @@ export class OverlayMaking {
   async make(overlays: readonly OverlayOptions[]): Promise<OverlayPlan[]> {
     const plans = planAll(this.#plane, overlays);
     await this.#files.make(plans.map((plan, index) => ({ plan, mark: this.#markOf(plan, overlays[index]!) })));
-    for (const plan of plans) if (plan.growsCow) this.#grow(plan);
     const made = new Set<string>();
     for (const { originDevice } of plans) {
       if (originDevice === null || made.has(originDevice.name)) continue;
@@ -57,16 +56,6 @@ export class OverlayMaking {
       return newMark(originFacts(host, origin));
     } finally {
       host.mapper.close(origin, true);
-    }
-  }
-
-  #grow({ cow, cowByteLength }: OverlayPlan): void {
-    try {
-      const { size } = fs.statSync(cow);
-      fs.truncateSync(cow, cowByteLength);
-      this.#transaction.onUndo(() => fs.truncateSync(cow, size));
-    } catch (error) {
-      throw fileFailure(cow, error);
     }
   }
 

@@ -85,7 +85,7 @@ export class OverlayDropping {
         this.#transaction.context.onNotice?.(`${fileFailure(deletion.path, error).message}: the file is left`);
       }
       // Without this record the file would be looked for at the next start.
-      await journal?.commit(new Map([[key, null]])).catch(() => {});
+      await journal?.commit(new Map([[key, null]]), { durable: false }).catch(() => {});
     });
     return true;
   }

@@ -5,6 +5,7 @@ import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { JournalSink } from '../control/core/host.ts';
+import { asJson } from '../control/core/plane.ts';
 import { INTENT_PREFIX, newId } from '../control/core/records.ts';
 import type { Transaction } from '../control/core/transaction.ts';
 import { writeAll } from '../files/replace-file.ts';
@@ -24,40 +25,80 @@ export class NewFiles {
   readonly #journal: JournalSink | null;
   readonly #key = INTENT_PREFIX + newId();
   readonly #files: { temporary: string; path: string }[] = [];
+  readonly #grown: GrownFile[] = [];
 
   constructor(transaction: Transaction, journal: JournalSink | null) {
     this.#transaction = transaction;
     this.#journal = journal;
   }
 
-  /** Makes the files of all plans that need one. @throws DmError EEXIST, ENOSPC … */
+  /** Makes the files of all plans that need one, and lengthens those that grow. @throws DmError EEXIST, ENOSPC … */
   async make(plans: readonly { plan: OverlayPlan; mark: StoreMark | null }[]): Promise<void> {
     const wanted = plans.filter(({ plan }) => plan.makesCow);
+    const growing = plans.filter(({ plan }) => plan.growsCow);
     for (const { plan } of wanted) {
       const temporary = join(dirname(plan.cow), `.${basename(plan.cow).slice(0, 200)}.dmkit-${newId()}`);
       this.#files.push({ temporary, path: plan.cow });
     }
-    if (wanted.length === 0) return;
-    await this.#journal?.commit(new Map([[this.#key, { files: this.#files }]]), { durable: false });
+    for (const { plan } of growing) this.#grown.push(asItIs(plan.cow));
+    if (wanted.length === 0 && growing.length === 0) return;
+    await this.#journal?.commit(new Map([[this.#key, { files: this.#files, grown: asJson(this.#grown) }]]), {
+      durable: false,
+    });
     // With the change the paths are for good; their first names are not gone yet.
-    if (this.#journal !== null) this.#transaction.keys.set(this.#key, { files: this.#files, isDone: true });
+    const done = wanted.length === 0 ? null : { files: this.#files, isDone: true };
+    if (this.#journal !== null) this.#transaction.keys.set(this.#key, done);
     this.#transaction.onUndo(() => this.#clear());
     this.#transaction.onFinish(async () => {
       clearFirstNames(this.#files);
-      await this.#forget();
+      if (done !== null) await this.#forget();
     });
     for (const [index, { plan, mark }] of wanted.entries()) makeStoreFile(this.#files[index]!, plan, mark);
+    for (const { plan } of growing) grow(plan);
   }
 
   async #clear(): Promise<void> {
     clearFiles(this.#files);
+    for (const file of this.#grown) shorten(file);
     await this.#forget();
   }
 
   /** Where that fails, the next start looks for the files once more. */
   async #forget(): Promise<void> {
-    await this.#journal?.commit(new Map([[this.#key, null]])).catch(() => {});
+    await this.#journal?.commit(new Map([[this.#key, null]]), { durable: false }).catch(() => {});
   }
+}
+
+/** A store as it was before it grew. */
+export interface GrownFile {
+  path: string;
+  dev: string;
+  inode: string;
+  byteLength: number;
+}
+
+function asItIs(path: string): GrownFile {
+  try {
+    const { dev, ino, size } = fs.statSync(path, { bigint: true });
+    return { path, dev: String(dev), inode: String(ino), byteLength: Number(size) };
+  } catch (error) {
+    throw fileFailure(path, error);
+  }
+}
+
+function grow({ cow, cowByteLength }: OverlayPlan): void {
+  try {
+    fs.truncateSync(cow, cowByteLength);
+  } catch (error) {
+    throw fileFailure(cow, error);
+  }
+}
+
+/** Takes back what a store grew by, unless its path leads to another file by now. */
+export function shorten({ path, dev, inode, byteLength }: GrownFile): void {
+  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+  const isSame = stat !== undefined && String(stat.dev) === dev && String(stat.ino) === inode;
+  if (isSame && Number(stat.size) > byteLength) fs.truncateSync(path, byteLength);
 }
 
 /** Takes the names away under which files were made that have their own names now. */

@@ -65,6 +65,8 @@ export interface KeptStore {
 /** Files that an operation makes: what it did not come to the end of is taken away at the next start. */
 export interface IntentRecord {
   files: { temporary: string; path: string }[];
+  /** Stores that grow, as they were. */
+  grown?: { path: string; dev: string; inode: string; byteLength: number }[];
   /** The operation is for good: only the names go under which the files were made. */
   isDone?: true;
 }
