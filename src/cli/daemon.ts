@@ -1,6 +1,5 @@
 // The commands about the daemon itself.
 import { closeSync, createReadStream, existsSync, writeSync } from 'node:fs';
-import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -9,6 +8,7 @@ import { connect } from '../client/index.ts';
 import { READY_TEXT } from '../client/start.ts';
 import { type Daemon, startDaemon } from '../daemon/daemon.ts';
 import { daemonFolder } from '../daemon/folder.ts';
+import { printed } from './output.ts';
 import { reconnectOptions } from './reconnect.ts';
 
 const STOP_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -95,7 +95,7 @@ export async function printLogs(): Promise<void> {
   const { logFile } = daemonFolder();
   const files = [`${logFile}.1`, logFile].filter((file) => existsSync(file));
   if (files.length === 0) throw new DmError(Errno.ENOENT, `there is no log yet: ${logFile}`);
-  for (const file of files) await pipeline(createReadStream(file), process.stdout, { end: false });
+  for (const file of files) for await (const piece of createReadStream(file)) if (!(await printed(piece))) return;
 }
 
 /** Takes over grown sizes below a device. */

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // The dmkit command: one subcommand a file; what a command does not need is not loaded, so that starting costs little.
 import { hasInheritedSocket } from './activation.ts';
+import { guardOutput } from './output.ts';
 
 async function main(): Promise<void> {
   // Not process.exit: what is still to be printed to a pipe would be cut off.
@@ -15,13 +16,7 @@ async function run(argv: readonly string[]): Promise<number> {
   return exitCode ?? (await import('./program.ts')).runProgram();
 }
 
-// A reader that went away (dmkit targets | head -1) is no failure.
 // To touch process.stdout makes a pipe non-blocking for everybody who shares it, so what belongs to another is left alone.
-if (!hasInheritedSocket()) {
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(0);
-    throw error;
-  });
-}
+if (!hasInheritedSocket()) guardOutput();
 
 await main();

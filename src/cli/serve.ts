@@ -11,6 +11,7 @@ import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveN
 import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
+import { printed } from './output.ts';
 import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
 
@@ -39,6 +40,7 @@ const DEFAULT_MAX_DEVICE_COUNT = 64;
 const PARENT_CHECK_MILLISECONDS = 500;
 /** For what is still to be printed. */
 const EXIT_DELAY_MILLISECONDS = 500;
+const NOT_FOUND = 'the URIs of these devices could not be printed, and no client can find them; --nbd names an address';
 const EXIT_SUCCESS = 0;
 const EXIT_FAILURE = 1;
 /** What a shell gives for a process that a signal ended, less the signal's number. */
@@ -275,7 +277,8 @@ async function waitForEnd(service: NbdService, options: ServeOptions, isActivate
   if (isActivated) {
     await Promise.race([stopped, parentGone()]);
   } else {
-    for (const name of options.names) process.stdout.write(`${service.uri(name)}\n`);
+    const isFound = await printed(options.names.map((name) => `${service.uri(name)}\n`).join(''));
+    if (!isFound && options.nbd === undefined) throw new DmError(Errno.EPIPE, NOT_FOUND);
     await stopped;
   }
   return EXIT_SUCCESS;

@@ -1,5 +1,4 @@
 // What the words of dmkit snapshot do.
-import { once } from 'node:events';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
@@ -16,6 +15,7 @@ import {
 import type { OverlayArgs } from '../control/requests.ts';
 import { bytesText } from './copy-progress.ts';
 import { quoted } from './exec.ts';
+import { printed } from './output.ts';
 import { watchMerge } from './snapshot-progress.ts';
 import { tellLost } from './words.ts';
 
@@ -216,17 +216,18 @@ class Writer {
     this.#separator = separator;
   }
 
-  async line(text: string): Promise<void> {
+  /** @returns false where the reader has gone */
+  async line(text: string): Promise<boolean> {
     this.#lines.push(text);
-    if (this.#lines.length >= LINE_COUNT) await this.flush();
+    return this.#lines.length < LINE_COUNT || (await this.flush());
   }
 
-  async flush(): Promise<void> {
-    if (this.#lines.length === 0) return;
+  async flush(): Promise<boolean> {
+    if (this.#lines.length === 0) return true;
     const text = `${this.#isFirst ? '' : this.#separator}${this.#lines.join(this.#separator)}`;
     this.#lines = [];
     this.#isFirst = false;
-    if (!process.stdout.write(text)) await once(process.stdout, 'drain');
+    return printed(text);
   }
 }
 
@@ -239,7 +240,7 @@ export async function diffOverlay(name: string | undefined, options: DiffCommand
     if (extentCount === 0) process.stdout.write(json ? '{\n  "extents": [\n    ' : '# sector count\n');
     extentCount++;
     changedSectorCount += extent.sectorCount;
-    await writer.line(json ? JSON.stringify(extent) : `${extent.sector} ${extent.sectorCount}`);
+    if (!(await writer.line(json ? JSON.stringify(extent) : `${extent.sector} ${extent.sectorCount}`))) return;
   }
   await writer.flush();
   if (json) {

@@ -1,10 +1,10 @@
 // dmkit read and write: a device's sectors to standard output, and standard input to its sectors.
-import { once } from 'node:events';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { connect } from '../client/index.ts';
 import { connectNbd, type NbdConnection } from '../nbd/connect.ts';
+import { printed } from './output.ts';
 
 const CHUNK_BYTE_LENGTH = 1024 * 1024;
 
@@ -55,7 +55,7 @@ export function readDevice(name: string, options: TransferOptions): Promise<void
     const { start, end } = rangeOf(options, disk.byteLength);
     for (let at = start; at < end; at += CHUNK_BYTE_LENGTH) {
       const bytes = await disk.read(at, Math.min(CHUNK_BYTE_LENGTH, end - at));
-      if (!process.stdout.write(bytes)) await once(process.stdout, 'drain');
+      if (!(await printed(bytes))) return;
     }
   });
 }

@@ -1,55 +1,15 @@
 // dmsetup's words and dmkit's own on the command line, with a real daemon behind them.
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { version } from '../../src/index.ts';
 import { dmkit } from '../support/cli.ts';
-import { type RunResult, run, start } from '../support/process.ts';
-import { makeImage, tempDir } from '../support/tmp.ts';
+import { type Home, home, main } from '../support/home.ts';
+import { start } from '../support/process.ts';
+import { makeImage } from '../support/tmp.ts';
 
 // Each test starts a dozen processes; a machine that is busy takes its time.
 vi.setConfig({ testTimeout: 120_000 });
-
-const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
-
-interface Home {
-  folder: string;
-  env: Record<string, string>;
-  /** Runs `dmkit ARGS`. */
-  call(args: string[], input?: string | Uint8Array): Promise<RunResult>;
-  /** Runs a shell command in which $dmkit is the program. */
-  shell(command: string): Promise<RunResult>;
-  daemonPid(): Promise<number>;
-}
-
-/** A folder with an image, and a daemon's place in it; whatever daemon there is ends with the test. */
-function home(): Home {
-  const folder = tempDir('c');
-  makeImage(join(folder, 'a.img'), 128);
-  const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C' };
-  const call: Home['call'] = (args, input) =>
-    dmkit(args, { env, cwd: folder, timeoutSeconds: 60, ...(input === undefined ? {} : { input }) });
-  const daemonPid = async (): Promise<number> => {
-    const log = readFileSync(join(env.DMKIT_DIR, 'daemon.log'), 'utf8').trim().split('\n');
-    return Number(JSON.parse(log.findLast((line) => line.includes('"listening"'))!).pid);
-  };
-  onTestFinished(async () => {
-    await call(['shutdown', '--force']);
-  });
-  return {
-    folder,
-    env,
-    call,
-    daemonPid,
-    shell: (command) =>
-      run('sh', ['-c', command], {
-        env: { ...env, dmkit: `${process.execPath} ${main}` },
-        cwd: folder,
-        timeoutSeconds: 60,
-      }),
-  };
-}
 
 async function gone(pid: number): Promise<void> {
   for (let attempt = 0; attempt < 500; attempt++) {
