@@ -40,9 +40,15 @@ const MAKERS = [
   startUpRows,
 ];
 
-const { values: flags, positionals } = parseArgs({
+const USAGE = `usage: npm run bench -- [--rows TEXT] [--rounds N] [--seconds N] [--json FILE] [--quick] [--list]
+       npm run bench -- --merge|--chart|--report [FILE...]
+bench/README.md says what the rows are and how they are measured.
+`;
+
+const { values: flags, positionals } = readFlags({
   allowPositionals: true,
   options: {
+    help: { type: 'boolean', short: 'h', default: false },
     rows: { type: 'string', default: '' },
     rounds: { type: 'string' },
     seconds: { type: 'string' },
@@ -54,6 +60,18 @@ const { values: flags, positionals } = parseArgs({
     report: { type: 'boolean', default: false },
   },
 });
+
+function readFlags(config) {
+  try {
+    const parsed = parseArgs(config);
+    if (!parsed.values.help) return parsed;
+    process.stdout.write(USAGE);
+    return process.exit(0);
+  } catch (error) {
+    process.stderr.write(`${error.message}\n${USAGE}`);
+    return process.exit(2);
+  }
+}
 
 function positive(name, text, fallback) {
   const value = text === undefined ? fallback : Number(text);

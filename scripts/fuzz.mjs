@@ -7,11 +7,12 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const { values } = parseArgs({ options: { minutes: { type: 'string', default: '5' }, seed: { type: 'string' } } });
+const USAGE = 'usage: npm run fuzz -- [--minutes N] [--seed S]\n';
+const values = readFlags({ minutes: { type: 'string', default: '5' }, seed: { type: 'string' } });
 const minutes = Number(values.minutes);
 const seed = values.seed === undefined ? Math.floor(Math.random() * 0x7fffffff) : Number(values.seed);
 if (!(minutes > 0) || !Number.isInteger(seed)) {
-  process.stderr.write('usage: npm run fuzz -- [--minutes N] [--seed S]\n');
+  process.stderr.write(USAGE);
   process.exit(2);
 }
 const seconds = Math.max(1, Math.round(minutes * 30));
@@ -29,3 +30,12 @@ const child = spawn(process.execPath, [join(root, 'node_modules/vitest/vitest.mj
 child.once('exit', (code) => {
   process.exitCode = code ?? 1;
 });
+
+function readFlags(options) {
+  try {
+    return parseArgs({ options }).values;
+  } catch (error) {
+    process.stderr.write(`${error.message}\n${USAGE}`);
+    return process.exit(2);
+  }
+}

@@ -1,8 +1,10 @@
 // Overlays as a whole, for programs: the same calls on devices of this process and of a daemon.
+
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Control } from '../control/requests.ts';
 import type { SnapshotStatus } from '../control/types.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { type ChangedExtent, joined } from '../overlays/changes.ts';
 import type { DroppedOverlay, MergeProgress, OverlayOptions, OverlayPlan } from '../overlays/options.ts';
 
@@ -28,7 +30,7 @@ export interface DropOptions {
   deleteCow?: boolean;
 }
 
-function overlayArgs({ baseFolder = process.cwd(), ...options }: CreateSnapshotOptions): OverlayOptions {
+function overlayArgs({ baseFolder = workingFolder(), ...options }: CreateSnapshotOptions): OverlayOptions {
   return { ...options, folder: baseFolder };
 }
 

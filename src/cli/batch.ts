@@ -122,7 +122,7 @@ function readSource(file: string | undefined): { source: string; text: string } 
     return { source: isStdin ? 'standard input' : file, text: readFileSync(isStdin ? 0 : file, 'utf8') };
   } catch (error) {
     const errno = errnoFromException(error);
-    throw new DmError(errno, `${file}: ${errnoMessage(errno)}`);
+    throw new DmError(errno, `cannot read ${isStdin ? 'standard input' : file}: ${errnoMessage(errno)}`);
   }
 }
 

@@ -5,6 +5,7 @@ import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import type { DeviceStatus } from '../control/types.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { reportFailure } from './failure.ts';
 import { isHostDevice, mapDevice } from './process-io.ts';
 
@@ -142,7 +143,7 @@ async function findMapped(path: string, control: ClientControl): Promise<DeviceS
 }
 
 async function answersFor(path: string, control: ClientControl): Promise<Answers> {
-  if (isNbdUri(path)) return ofRemote(canonicalNbdUri(path, process.cwd()));
+  if (isNbdUri(path)) return ofRemote(canonicalNbdUri(path, workingFolder()));
   const mapped = await findMapped(path, control);
   if (mapped !== undefined) return ofMapped(mapped, control);
   let stat: Stats;

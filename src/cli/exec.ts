@@ -1,16 +1,22 @@
 // dmkit exec: runs a command in whose PATH dmsetup and blockdev are dmkit's.
 import { spawn } from 'node:child_process';
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { accessSync, chmodSync, constants, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { constants as osConstants, tmpdir } from 'node:os';
 import { delimiter, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { Errno, errnoFromException } from '../block/errno.ts';
+import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { daemonFolder } from '../daemon/folder.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { MAP_VARIABLE } from './process-io.ts';
 
 const ANSWERED = ['dmsetup', 'blockdev'] as const;
+/** As env and sh have it. */
+const EXIT_NOT_RUN = 126;
+const EXIT_NOT_FOUND = 127;
+/** Without a PATH; an empty entry would name the working folder. */
+const DEFAULT_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 /** What a shell gives for a process that a signal ended, less the signal's number. */
 const EXIT_SIGNAL = 128;
 
@@ -19,20 +25,55 @@ export function quoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** A folder with a program for each name, which calls dmkit. */
-function makePrograms(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'dmkit-exec-'));
+/** Folders that every Linux has. */
+const COMMON_PLACES = ['tmp', 'var/tmp', 'dev/shm'].map((path) => `/${path}`);
+
+/** Where the programs may lie, the first that can be used. */
+function places(): string[] {
+  const runtime = process.env.XDG_RUNTIME_DIR;
+  return [tmpdir(), ...(runtime === undefined || runtime === '' ? [] : [runtime]), ...COMMON_PLACES];
+}
+
+function writePrograms(folder: string): void {
   const main = fileURLToPath(new URL('./main.js', import.meta.url));
   for (const name of ANSWERED) {
     const path = join(folder, name);
     writeFileSync(path, `#!/bin/sh\nexec ${quoted(process.execPath)} ${quoted(main)} ${name} "$@"\n`);
     chmodSync(path, 0o755);
+    // Refused on a file system that runs no programs (noexec): shells would go on to the next dmsetup in PATH.
+    accessSync(path, constants.X_OK);
   }
-  return folder;
+}
+
+/**
+ * A folder with a program for each name, which calls dmkit. PATH must lead to it from every folder: a path that is
+ * relative or has a colon would leave the names to the kernel's programs.
+ *
+ * @throws DmError where no place will do
+ */
+function makePrograms(): string {
+  const reasons: string[] = [];
+  for (const place of new Set(places().map((path) => resolve(workingFolder(), path)))) {
+    if (place.includes(delimiter)) {
+      reasons.push(`${place} has a colon, which PATH can't name`);
+      continue;
+    }
+    let folder: string | null = null;
+    try {
+      folder = mkdtempSync(join(place, 'dmkit-exec-'));
+      writePrograms(folder);
+      return folder;
+    } catch (error) {
+      if (folder !== null) rmSync(folder, { recursive: true, force: true });
+      reasons.push(`${place}: ${errnoMessage(errnoFromException(error))}`);
+    }
+  }
+  const reason = `no folder for the programs dmsetup and blockdev; TMPDIR names one: ${reasons.join('; ')}`;
+  throw new DmError(Errno.EACCES, reason);
 }
 
 function imageOf(text: string): string {
-  return isNbdUri(text) ? canonicalNbdUri(text, process.cwd()) : resolve(text);
+  return isNbdUri(text) ? canonicalNbdUri(text, workingFolder()) : resolve(workingFolder(), text);
 }
 
 /** `/dev/sdb1=disk.img` to a table of paths. @throws DmError EINVAL for anything else */
@@ -51,7 +92,7 @@ function parseMaps(maps: readonly string[]): Record<string, string> {
   return result;
 }
 
-/** Runs `command` and waits. @returns its exit code, or 128 and the number of the signal that ended it */
+/** Runs `command` and waits. @returns its exit code, 128 and the number of the signal that ended it, or 126 or 127 */
 export async function execCommand(command: readonly string[], maps: readonly string[]): Promise<number> {
   const map = parseMaps(maps);
   const programs = makePrograms();
@@ -60,7 +101,7 @@ export async function execCommand(command: readonly string[], maps: readonly str
       ...process.env,
       DMKIT_DIR: daemonFolder().path,
       [MAP_VARIABLE]: JSON.stringify(map),
-      PATH: `${programs}${delimiter}${process.env.PATH ?? ''}`,
+      PATH: `${programs}${delimiter}${process.env.PATH || DEFAULT_PATH}`,
     };
     return await run(command, env);
   } finally {
@@ -69,13 +110,15 @@ export async function execCommand(command: readonly string[], maps: readonly str
 }
 
 function run([program, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  return new Promise((resolveExit, reject) => {
+  return new Promise((resolveExit) => {
     const child = spawn(program!, args, { stdio: 'inherit', env });
     const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, pass);
     child.once('error', (error) => {
-      reject(new DmError(errnoFromException(error), `cannot run ${program}: ${error.message}`));
+      const errno = errnoFromException(error);
+      process.stderr.write(`dmkit: cannot run ${program}: ${errnoMessage(errno)}\n`);
+      resolveExit(errno === Errno.ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_RUN);
     });
-    child.once('exit', (code, signal) => resolveExit(code ?? EXIT_SIGNAL + constants.signals[signal!]));
+    child.once('exit', (code, signal) => resolveExit(code ?? EXIT_SIGNAL + osConstants.signals[signal!]));
   });
 }

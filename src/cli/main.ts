@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // The dmkit command: one subcommand a file; what a command does not need is not loaded, so that starting costs little.
 import { hasInheritedSocket } from './activation.ts';
+import { guardFailures } from './failure.ts';
 import { guardOutput } from './output.ts';
 
 async function main(): Promise<void> {
@@ -16,6 +17,7 @@ async function run(argv: readonly string[]): Promise<number> {
   return exitCode ?? (await import('./program.ts')).runProgram();
 }
 
+guardFailures();
 // To touch process.stdout makes a pipe non-blocking for everybody who shares it, so what belongs to another is left alone.
 if (!hasInheritedSocket()) guardOutput();
 

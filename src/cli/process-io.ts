@@ -2,6 +2,9 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { errnoFromException, errnoMessage } from '../block/errno.ts';
+import { DmError } from '../block/errors.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import type { DmsetupIo } from './dmsetup/io.ts';
 
 /** Images in the place of devices, for scripts that name devices: set by `dmkit exec --map`. */
@@ -20,6 +23,23 @@ export function isHostDevice(path: string): boolean {
     return statSync(path).isBlockDevice();
   } catch {
     return false;
+  }
+}
+
+function readStdin(): string {
+  try {
+    return readFileSync(0, 'utf8');
+  } catch (error) {
+    const errno = errnoFromException(error);
+    throw new DmError(errno, `cannot read standard input: ${errnoMessage(errno)}`);
+  }
+}
+
+/** Not by a shell: what is in a device's name is for the program alone. */
+function runProgram([program, ...args]: readonly string[]): void {
+  const { error } = spawnSync(program!, args, { stdio: ['ignore', 'inherit', 'inherit'] });
+  if (error !== undefined) {
+    process.stderr.write(`dmkit: cannot run ${program}: ${errnoMessage(errnoFromException(error))}\n`);
   }
 }
 
@@ -43,13 +63,13 @@ export function processIo(programName: string, versionLines: () => string[]): Dm
     stdout: (text) => void process.stdout.write(text),
     stderr: (text) => void process.stderr.write(text),
     note: (text) => void process.stderr.write(text),
-    readStdin: () => readFileSync(0, 'utf8'),
+    readStdin,
     readFile: (path) => readFileSync(path, 'utf8'),
-    folder: process.cwd(),
+    folder: workingFolder(),
     columns: process.stdout.columns,
     utf8: isUtf8(process.env),
     sleep: (milliseconds) => sleep(milliseconds),
-    run: (command) => void spawnSync(command, { shell: true, stdio: ['ignore', 'inherit', 'inherit'] }),
+    run: runProgram,
     blockDeviceName,
     isHostDevice,
     mapDevice: (argument) => escapeMapped(argument),

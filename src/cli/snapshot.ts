@@ -1,4 +1,5 @@
 // What the words of dmkit snapshot do.
+
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
@@ -13,6 +14,7 @@ import {
   type StoreKind,
 } from '../client/index.ts';
 import type { OverlayArgs } from '../control/requests.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { bytesText } from './copy-progress.ts';
 import { quoted } from './exec.ts';
 import { printed } from './output.ts';
@@ -113,7 +115,7 @@ export function createArgs(origin: string, names: readonly string[], options: Cr
     origin: one,
     name,
     store,
-    folder: process.cwd(),
+    folder: workingFolder(),
     ...(cow === undefined ? {} : { cow }),
     ...(cowFolder === undefined ? {} : { cowFolder }),
     ...(size === undefined ? {} : { cowByteLength: parseSize(size, 'size') }),

@@ -12,6 +12,7 @@ import type {
   TargetVersion,
 } from '../control/types.ts';
 import { DaemonFolder } from '../daemon/folder.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { formatNbdUri } from '../nbd/protocol/uri.ts';
 import type { TableEntry } from '../table/text.ts';
 import { ClientControl } from './connect.ts';
@@ -80,13 +81,13 @@ export class DaemonClient {
     table: string | readonly TableEntry[] | null,
     options: CreateDeviceOptions = {},
   ): Promise<DeviceStatus> {
-    const { baseFolder: folder = process.cwd(), ...rest } = options;
+    const { baseFolder: folder = workingFolder(), ...rest } = options;
     return this.#call('create', { name, ...rest, folder, ...(table === null ? {} : { table }) });
   }
 
   /** Puts a table into the inactive slot; {@link resume} makes it live. */
   load(name: string, table: string | readonly TableEntry[], options: LoadDeviceOptions = {}): Promise<LoadReply> {
-    const { readOnly = false, baseFolder = process.cwd() } = options;
+    const { readOnly = false, baseFolder = workingFolder() } = options;
     return this.#call('load', { device: { name }, table, readOnly, folder: baseFolder });
   }
 

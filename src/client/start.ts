@@ -25,12 +25,16 @@ const HEAP_OPTIONS = ['--max-semi-space-size=1'];
 export function startInBackground(folder: DaemonFolder): Promise<boolean> {
   const program = fileURLToPath(new URL('../cli/main.js', import.meta.url));
   if (!existsSync(program)) throw new DmError(0, `${program} is missing: the daemon can't be started`, 'DM_NO_DAEMON');
-  const child = spawn(process.execPath, [...HEAP_OPTIONS, program, 'daemon', '--ready-descriptor', String(READY_DESCRIPTOR)], {
-    cwd: '/',
-    detached: true,
-    env: { ...process.env, DMKIT_DIR: folder.path },
-    stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
-  });
+  const child = spawn(
+    process.execPath,
+    [...HEAP_OPTIONS, program, 'daemon', '--ready-descriptor', String(READY_DESCRIPTOR)],
+    {
+      cwd: '/',
+      detached: true,
+      env: { ...process.env, DMKIT_DIR: folder.path },
+      stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
+    },
+  );
   child.unref();
   const pipe = child.stdio[READY_DESCRIPTOR] as NodeJS.ReadableStream & { destroy(): void };
   return new Promise((resolve, reject) => {

@@ -7,6 +7,7 @@ import { DmError } from '../block/errors.ts';
 import type { Reactor } from '../block/reactor.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { type EngineChoice, type EngineKind, EngineSet } from '../engine/index.ts';
+import { workingFolder } from '../files/working-folder.ts';
 import { HostBlockDevice, isWriteProtected } from './block.ts';
 import type { EngineDevice } from './engine-device.ts';
 import { FileDevice, takesHoles } from './file.ts';
@@ -148,7 +149,7 @@ export class DeviceRegistry implements DeviceResolver {
   }
 
   #find(argument: string): Found {
-    if (this.#heldFiles === null) return findDevice(argument, resolve(this.#baseFolder ?? '.'));
+    if (this.#heldFiles === null) return findDevice(argument, resolve(this.#baseFolder ?? workingFolder()));
     const held = this.#heldFiles.get(argument);
     if (held !== undefined) return held;
     throw new DmError(Errno.ENODEV, `${argument} is not among what this thread was given`);
@@ -202,7 +203,7 @@ export class DeviceRegistry implements DeviceResolver {
 
   /** An argument in the one spelling that a device has, where several can name it: NBD URIs. @throws DmError EINVAL */
   nameOf(argument: string): string {
-    return isNbdUri(argument) ? canonicalNbdUri(argument, resolve(this.#baseFolder ?? '.')) : argument;
+    return isNbdUri(argument) ? canonicalNbdUri(argument, resolve(this.#baseFolder ?? workingFolder())) : argument;
   }
 
   /** What is known about a device that is open or registered here. */

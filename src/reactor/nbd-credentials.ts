@@ -1,5 +1,6 @@
 // A client's credentials for TLS, out of folders of certificates and files of keys, laid out as nbdkit, libnbd and QEMU
 // have them and named by the parameters of an NBD URI.
+import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
@@ -33,8 +34,18 @@ function readIfThere(path: string): Buffer | undefined {
   }
 }
 
+/** psktool's form of a name with a colon or other bytes that the file could not hold: # and the name in hex. */
+const HEX_NAME_LINE = /^#(?:[0-9a-fA-F]{2})+:[0-9a-fA-F]+$/;
+
+/** The user's name of a line; null where its hex is not UTF-8. */
+function userOf(text: string, isHex: boolean): string | null {
+  if (!isHex) return text;
+  const bytes = Buffer.from(text.slice(1), 'hex');
+  return isUtf8(bytes) ? bytes.toString() : null;
+}
+
 /**
- * Reads a file of keys. Empty lines and lines that begin with # count for nothing.
+ * Reads a file of keys. Empty lines count for nothing, and lines that begin with # unless they are `#HEXNAME:KEY`.
  *
  * @throws DmError EINVAL naming the line (never what is in it), ENOENT …
  */
@@ -42,12 +53,13 @@ export function readPskFile(path: string): Map<string, Buffer> {
   const keys = new Map<string, Buffer>();
   const lines = readCredentials(path).toString('utf8').split(/\r?\n/);
   for (const [index, line] of lines.entries()) {
-    if (line === '' || line.startsWith('#')) continue;
+    const isHexName = HEX_NAME_LINE.test(line);
+    if (line === '' || (line.startsWith('#') && !isHexName)) continue;
     const fail = (why: string): never => {
       throw new DmError(Errno.EINVAL, `${path}, line ${index + 1}: ${why}`);
     };
     const colon = line.lastIndexOf(':');
-    const user = line.slice(0, colon);
+    const user = userOf(line.slice(0, colon), isHexName) ?? fail('a name in hex that is not UTF-8');
     if (colon < 1 || Buffer.byteLength(user) > MAX_USER_BYTE_LENGTH) fail('a line is NAME:KEY, the key in hex');
     const hex = line.slice(colon + 1);
     const byteLength = hex.length / 2;

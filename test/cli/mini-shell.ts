@@ -260,7 +260,7 @@ export class MiniShell {
       folder: '/',
       utf8: false,
       sleep: quiet,
-      run: (command) => print('stdout', `${command.replace(/^echo /, '')}\n`),
+      run: (command) => print('stdout', `${command.slice(1).join(' ')}\n`),
       blockDeviceName: (major, minor) => DISKS.find(([, number]) => number === `${major}:${minor}`)?.[0] ?? null,
       isHostDevice: () => false,
       mapDevice: (argument) => argument,

@@ -140,12 +140,20 @@ describe('a shared key', () => {
     expect(await attempt({ ciphers: 'PSK-AES128-GCM-SHA256', maxVersion: 'TLSv1.2' })).toMatch(/handshake failure/);
   });
 
+  it('takes names in hex as psktool writes them, and other lines that begin with # for comments', () => {
+    const hex = Buffer.from('al:ice é').toString('hex');
+    const text = `# ours\n#alice:${ALICE}\n#abc:${ALICE}\n#${hex}:${ALICE}\nbob:${ALICE}\n`;
+    expect([...readPskFile(pskFile(text)).keys()]).toEqual(['al:ice é', 'bob']);
+  });
+
   it.each([
     ['', /has no key/],
     ['alice\n', /line 1: a line is NAME:KEY/],
     [':00112233445566778899aabbccddeeff\n', /line 1: a line is NAME:KEY/],
     ['# ours\n\nalice:xyz\n', /line 3: a key is 16 to 256 bytes/],
     ['alice:0011\n', /line 1: a key is/],
+    [`#ff00:${ALICE}\n`, /line 1: a name in hex that is not UTF-8/],
+    [`#6162:${ALICE}\nab:${ALICE}\n`, /line 2: "ab" has a key already/],
     [`alice:${ALICE}\nalice:${ALICE}\n`, /line 2: "alice" has a key already/],
     [`${'x'.repeat(129)}:${ALICE}\n`, /NAME:KEY/],
   ])('a file of keys may not be %j', (text, message) => {

@@ -20,8 +20,8 @@ export interface DmsetupIo {
   /** Trees are drawn in UTF-8. */
   readonly utf8: boolean;
   sleep(milliseconds: number): Promise<void>;
-  /** Runs a command in a shell with standard output and error, and waits. */
-  run(command: string): void;
+  /** Runs a program, without a shell, with standard output and error, and waits. */
+  run(command: readonly string[]): void;
   /** The kernel's name of a block device of this host, as `vdb`; null where there is none. */
   blockDeviceName(major: number, minor: number): string | null;
   /** A path leads to a block device of this host. */

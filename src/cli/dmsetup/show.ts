@@ -311,7 +311,8 @@ export async function ls(session: Session): Promise<void> {
   const command = session.option('exec');
   for (const [index, status] of chosen.entries()) {
     const name = names[index]!;
-    if (command !== undefined) session.io.run(`${command} /dev/mapper/${name}`);
+    if (command !== undefined)
+      session.io.run([...command.split(/\s+/).filter((word) => word !== ''), `/dev/mapper/${name}`]);
     else session.print(`${name}\t(${nameText(status, name, style, target !== undefined)})\n`);
   }
 }
