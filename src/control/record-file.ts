@@ -148,8 +148,8 @@ export class RecordFile {
   }
 
   /**
-   * Opens the file, or makes it with mode 0600. A damaged or torn file is kept as PATH.damaged-N, and written anew with
-   * every whole record; where there is no room for that now, it stays in place until the first commit.
+   * Opens the file, or makes it with mode 0600. A damaged file is kept as PATH.damaged-N; a damaged or torn one is written anew
+   * with every whole record; where there is no room for that now, it stays in place until the first commit.
    *
    * @throws DmError as `readRecords` does, and what the file system says
    */
@@ -160,7 +160,8 @@ export class RecordFile {
     const isWhole = parsed !== null && parsed.damage.length === 0 && !parsed.isTorn;
     try {
       removeLeftovers(file.#place);
-      if (parsed !== null) file.#openPlace(isWhole);
+      // A torn end was never acknowledged: it costs nothing, and each kill in a write would leave another copy.
+      if (parsed !== null) file.#openPlace(isWhole, parsed.damage.length > 0);
       if (!isWhole) file.#replaceNow();
     } catch (error) {
       const { errno } = fileError(path, error);
@@ -282,11 +283,11 @@ export class RecordFile {
     for (const fd of this.#retired.splice(0)) closeSync(fd);
   }
 
-  #openPlace(isWhole: boolean): void {
+  #openPlace(isWhole: boolean, isDamaged = !isWhole): void {
     const fd = fileCalls.open(this.#place, constants.O_RDWR, 0);
     const { dev, ino, size } = fstatSync(fd, { bigint: true });
     if (this.#file !== null) this.#retired.push(this.#file.fd);
-    this.#file = { fd, dev, ino, byteLength: Number(size), isStale: !isWhole, isDamaged: !isWhole };
+    this.#file = { fd, dev, ino, byteLength: Number(size), isStale: !isWhole, isDamaged };
     if (!this.#isBusy) this.#closeRetired();
   }
 

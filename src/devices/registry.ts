@@ -131,6 +131,8 @@ export class DeviceRegistry implements DeviceResolver {
         throw new DmError(Errno.EBUSY, `${found.path} is open through the page cache here; open it with direct first`);
       }
       if (!readOnly && entry.writerCount === 0) this.#makeWritable(entry);
+      // A file may have grown since it was opened: the new user counts with the size of now.
+      this.refreshSize(entry.device);
     }
     return count(entry, readOnly);
   }

@@ -1,5 +1,5 @@
 // A daemon over its sockets: users, journal, restore, stopping.
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect as connectSocket } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -131,6 +131,24 @@ describe('requests', () => {
     await client.resume('low');
     await reading;
     await disk.close();
+  });
+
+  test('an image that grew is taken with its new length at a load, and by refresh on line', async () => {
+    const { client } = await running();
+    const path = image(64);
+    await client.create('d', `0 64 linear ${path} 0`);
+    truncateSync(path, 128 * 512);
+    // The live device is no reason to believe the old length.
+    await client.load('d', `0 128 linear ${path} 0`);
+    await client.resume('d');
+    expect((await client.info('d')).sectorCount).toBe(128);
+    truncateSync(path, 256 * 512);
+    expect(await client.refresh('d')).toEqual([{ name: path, sectorCount: 256 }]);
+    expect(await client.refresh('d')).toEqual([]);
+    truncateSync(path, 96 * 512);
+    await expect(client.load('e', `0 8 linear ${path} 0`)).rejects.toMatchObject({ code: 'ENXIO' });
+    await client.create('e', `0 96 linear ${path} 0`);
+    await expect(client.create('f', `0 97 linear ${path} 0`)).rejects.toThrow(/too small/);
   });
 
   test('waiting ends with a rename, and with the removal', async () => {
