@@ -4,10 +4,8 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { checkingMarks } from '../overlays/marks.ts';
-import type { Table } from '../table/table.ts';
 import { changedPaths } from './changed-paths.ts';
 import type { RequestContext } from './core/host.ts';
-import { reopening } from './core/live-table.ts';
 import type { Plane } from './core/plane.ts';
 import { describeTable } from './core/records.ts';
 import type { Transaction } from './core/transaction.ts';
@@ -264,9 +262,4 @@ export class DeviceOperations {
     });
     return this.#mapper.list().map((device) => device.dmName);
   }
-}
-
-/** Load options for a table that is to use what `tables` have open. */
-export function sameDisks(plane: Plane, ...tables: readonly (Table | null)[]) {
-  return reopening(plane.host, ...tables.filter((table) => table !== null));
 }

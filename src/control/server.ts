@@ -35,6 +35,8 @@ export interface ControlServerOptions {
   onError?: (error: Error) => void;
   /** A client came or went. */
   onClients?: (count: number) => void;
+  /** Set by {@link ControlServer.refuse}. */
+  isStopping?: boolean;
 }
 
 /** Answers clients, wherever their connections come from. */
@@ -62,6 +64,11 @@ export class ControlServer {
     });
     this.#clients.add(client);
     this.#options.onClients?.(this.#clients.size);
+  }
+
+  /** From now on requests are refused: the daemon ends. Those under way go on. */
+  refuse(): void {
+    this.#options.isStopping = true;
   }
 
   /** Sends the answers that are there and closes. */
@@ -162,6 +169,7 @@ class Client {
     this.#running.set(id, controller);
     this.#checkPause();
     try {
+      if (this.#options.isStopping) throw new DmError(Errno.ESHUTDOWN, 'the daemon is ending');
       if (!isRequestName(name))
         throw new DmError(Errno.EINVAL, `no request is called ${JSON.stringify(name.slice(0, 64))}`);
       const reply = await this.#options.control.call(name, args as never, {

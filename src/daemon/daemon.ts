@@ -169,14 +169,13 @@ export class Daemon {
     this.#log.info({ reason }, 'stopping');
     if (this.#idleTimer !== null) clearTimeout(this.#idleTimer);
     for (const listener of this.#listeners) listener.close();
+    this.#controlServer.refuse();
     // Clients whose requests wait for a server that is gone hear so now.
     this.#dm.remotes.abandonLost();
     const failure = await new Promise<Error | null>((resolve) => {
       this.#nbd.shutdown(resolve, STOP_TIMEOUT_MILLISECONDS);
     });
     if (failure !== null) this.#log.error({ err: failure }, 'stopping the NBD server');
-    // Devices that a stop takes down stay in the journal; and a disk that is full must not keep them.
-    this.#control.plane.journal = readOnlyJournal(this.#journal);
     await this.#takeDown();
     this.#controlServer.close();
     await this.#endJournal(reason !== 'signal');
@@ -197,25 +196,22 @@ export class Daemon {
     }
   }
 
-  /** A device that still waits for something below it does not keep the daemon. */
+  /**
+   * Devices that a stop takes down stay in the journal. One that still waits for something below it, or is in use, does not
+   * keep the daemon.
+   */
   async #takeDown(): Promise<void> {
-    const { remotes } = this.#dm;
-    const removed = this.#control.call('removeAll', {}).then(async (left) => {
-      await remotes.closed();
-      return left;
+    const late = new Promise<Error>((resolve) => {
+      const error = new DmError(Errno.ETIMEDOUT, 'devices have requests under way still');
+      setTimeout(resolve, STOP_TIMEOUT_MILLISECONDS, error).unref();
     });
-    const late = new Promise<null>((resolve) => setTimeout(resolve, STOP_TIMEOUT_MILLISECONDS, null).unref());
-    const left = await Promise.race([removed, late]).catch((error: Error) => {
-      this.#log.error({ err: error }, 'taking devices down');
-      return null;
-    });
-    if (left === null || left.length > 0) this.#log.error({ left }, 'devices were still in use');
+    const closed = this.#dm.close().then(
+      () => null,
+      (error: Error) => error,
+    );
+    const failure = await Promise.race([closed, late]);
+    if (failure !== null) this.#log.error({ err: failure }, 'taking devices down');
   }
-}
-
-/** The journal as it is, whatever happens. */
-function readOnlyJournal(journal: Journal): { commit(): Promise<void>; values: Journal['values'] } {
-  return { commit: async () => {}, values: journal.values };
 }
 
 /**

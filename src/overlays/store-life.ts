@@ -54,14 +54,12 @@ async function detachAll(plane: Plane, stores: readonly LeavingStore[]): Promise
     const { host } = plane;
     const { kind, key, label } = originFacts(host, store.origin);
     const kept: KeptStore = { path: store.cow.name, originKey: `${kind}:${key}`, originLabel: label };
-    try {
-      const keys = new Map<string, Json>([[STORE_PREFIX + store.mark.storeId, kept as unknown as Json]]);
-      for (const [name, count] of counted(plane, store.origin)) keys.set(name, count);
-      await plane.journal?.commit(keys);
-      await store.detach();
-    } catch (error) {
-      plane.hooks.onError?.(error as Error, `the mark of ${store.cow.name} could not be written`);
-    }
+    const told = (error: Error): void => plane.hooks.onError?.(error, `the store ${store.cow.name} could not be noted`);
+    const keys = new Map<string, Json>([[STORE_PREFIX + store.mark.storeId, kept as unknown as Json]]);
+    for (const [name, count] of counted(plane, store.origin)) keys.set(name, count);
+    // For messages alone: a full disk must not keep the mark from being written.
+    await plane.journal?.commit(keys, { durable: false }).catch(told);
+    await store.detach().catch(told);
   }
 }
 

@@ -192,7 +192,13 @@ export class Transaction {
     this.removed.add(device);
     this.onUndo(() => {
       this.removed.delete(device);
-      mapper.reattach(device);
+      try {
+        mapper.reattach(device);
+      } catch (error) {
+        // Its name was given away in this moment: it can't come back before a restart.
+        mapper.destroyDetached(device);
+        throw error;
+      }
     });
     this.onFinish(() => removed((done) => mapper.destroyDetached(device, done)));
   }
