@@ -1,5 +1,6 @@
 // The journal of a daemon: opened at its start, when the devices of the daemon before it become lost ones, and what that one
 // left half done is cleared away.
+import { createHash } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, statSync } from 'node:fs';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -15,13 +16,14 @@ import {
   LOST_PREFIX,
   MERGE_PREFIX,
   type MergeRecord,
-  newId,
   STORE_PREFIX,
   UNLINK_PREFIX,
 } from './core/records.ts';
 import { type JournalV1, readJournalV1 } from './journal-v1.ts';
 import { type Damage, RecordFile, readRecords } from './record-file.ts';
 import type { LostRecord } from './recovery.ts';
+
+const V1_ID_LENGTH = 16;
 
 export interface JournalFiles {
   readonly journal: string;
@@ -156,7 +158,8 @@ function isMissing(path: string): boolean {
 
 function importV1(state: JournalV1, changes: Map<string, Json>): void {
   for (const device of state.devices) {
-    const id = newId();
+    // The same each time: after a kill in the middle the old file is read once more.
+    const id = createHash('sha256').update(JSON.stringify(device)).digest('hex').slice(0, V1_ID_LENGTH);
     const table = (one: (typeof device)['live']) =>
       one === null ? null : { readOnly: one.readOnly, text: [one.lines.map(lineText).join('')], lower: [] };
     const record = {
