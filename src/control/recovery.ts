@@ -145,7 +145,7 @@ export class Recovery {
     const restoring = new Restoring(this.#plane, this.#journal, records, force, context);
     await restoring.makeAll();
     for (const device of restoring.inResumeOrder()) {
-      const missing = force ? null : this.#missingFor(device);
+      const missing = force ? null : this.#missingFor(device, (id) => restoring.isLive(id));
       if (missing === null) await restoring.resume(device);
       else await restoring.hold(device, missing);
     }
@@ -156,13 +156,18 @@ export class Recovery {
     return results;
   }
 
-  /** Why a device through which an origin is written can't be resumed; null where it can. */
-  #missingFor(device: MappedDevice): string | null {
+  /**
+   * Why a device through which an origin is written can't be resumed; null where it can.
+   *
+   * @param isLive true for a lost device that is live again, and only not yet for good
+   */
+  #missingFor(device: MappedDevice, isLive: (id: string) => boolean = () => false): string | null {
     const table = device.table ?? device.inactiveTable;
     if (table === null) return null;
     const origins = new Set(kinOf(table).writes);
     if (origins.size === 0) return null;
     for (const { device: lost } of this.#lost()) {
+      if (isLive(lost.id)) continue;
       const kin = lost.live === null ? null : kinOf(lost.live);
       if (kin === null || kin.isTransient || kin.writes.length > 0) continue;
       const identities = new Map(lost.live!.lower.map(({ argument, identity }) => [argument, identity]));
@@ -391,6 +396,10 @@ class Restoring {
 
   #recordOf(device: MappedDevice): DeviceRecord {
     return this.#made.get(idOf(device))!.record;
+  }
+
+  isLive(id: string): boolean {
+    return this.#made.get(id)?.device.table != null;
   }
 
   async resume(device: MappedDevice): Promise<void> {
