@@ -416,8 +416,14 @@ class Restoring {
     }
   }
 
-  /** Its table waits in the inactive slot. */
+  /**
+   * Suspended with its live table, clients see its size and their writes wait; until then none can reach it, because it is
+   * no export yet. A merge would begin at once: that table waits in the inactive slot.
+   */
   async hold(device: MappedDevice, reason: string): Promise<void> {
+    const merges = device.inactiveTable?.targets.some(({ type }) => type.name === 'snapshot-merge') ?? true;
+    if (!merges) await this.resume(device);
+    if (!this.#made.has(idOf(device))) return;
     await changed(undefined, (done) => this.#mapper.suspend(device, {}, () => done(null)));
     this.#plane.setSuspension(device, null, reason);
     this.#result(this.#recordOf(device)).notices.push(
