@@ -6,6 +6,7 @@ import { ClientControl } from '../client/connect.ts';
 import type { DeviceStatus } from '../control/types.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { workingFolder } from '../files/working-folder.ts';
+import { chooseName, shownName } from './device-names.ts';
 import { reportFailure } from './failure.ts';
 import { isHostDevice, mapDevice } from './process-io.ts';
 
@@ -127,17 +128,22 @@ async function ofRemote(uri: string): Promise<Answers> {
 }
 
 async function findMapped(path: string, control: ClientControl): Promise<DeviceStatus | undefined> {
-  const name = path.startsWith('dm:')
-    ? path.slice(3)
-    : path.startsWith(MAPPER_PREFIX)
-      ? path.slice(MAPPER_PREFIX.length)
-      : null;
+  const isNamed = path.startsWith('dm:') || path.startsWith(MAPPER_PREFIX);
   const minor = /^\/dev\/dm-(\d+)$/.exec(path)?.[1];
-  if (name === null && minor === undefined) return undefined;
+  if (!isNamed && minor === undefined) return undefined;
   const all = await control.call('list', {});
+  const name = isNamed
+    ? chooseName(
+        path,
+        all.map((status) => status.name),
+      )
+    : null;
   const found = all.find((status) => (name === null ? status.minor === Number(minor) : status.name === name));
   if (found !== undefined && !path.startsWith('dm:') && isHostDevice(path)) {
-    throw new DmError(0, `${path} is a device of this host, and one of dmkit's: say dm:${found.name} for dmkit's`);
+    throw new DmError(
+      0,
+      `${path} is a device of this host, and one of dmkit's: say dm:${shownName(found.name)} for dmkit's`,
+    );
   }
   return found;
 }

@@ -57,7 +57,7 @@ async function mapperUri(name: string): Promise<string> {
   const { connect } = await import('../client/index.ts');
   const client = connect();
   try {
-    return await client.uri(name);
+    return await client.uri(await (await import('./device-names.ts')).keptName(client, `dm:${name}`));
   } finally {
     await client.close();
   }

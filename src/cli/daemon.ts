@@ -8,6 +8,7 @@ import { connect } from '../client/index.ts';
 import { READY_TEXT } from '../client/start.ts';
 import { type Daemon, startDaemon } from '../daemon/daemon.ts';
 import { daemonFolder } from '../daemon/folder.ts';
+import { keptName, shownName } from './device-names.ts';
 import { printed } from './output.ts';
 import { reconnectOptions } from './reconnect.ts';
 
@@ -102,8 +103,9 @@ export async function printLogs(): Promise<void> {
 export async function refresh(name: string): Promise<void> {
   const client = connect();
   try {
-    const changed = await client.refresh(name);
-    for (const { name: lower, sectorCount } of changed) process.stdout.write(`${lower}: ${sectorCount} sectors now\n`);
+    const changed = await client.refresh(await keptName(client, name));
+    for (const { name: lower, sectorCount } of changed)
+      process.stdout.write(`${shownName(lower)}: ${sectorCount} sectors now\n`);
     if (changed.length === 0) process.stdout.write('every size is as it was\n');
   } finally {
     await client.close();
@@ -114,7 +116,7 @@ export async function refresh(name: string): Promise<void> {
 export async function printUri(name: string): Promise<void> {
   const client = connect();
   try {
-    process.stdout.write(`${await client.uri(name)}\n`);
+    process.stdout.write(`${await client.uri(await keptName(client, name))}\n`);
   } finally {
     await client.close();
   }

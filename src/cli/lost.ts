@@ -2,6 +2,7 @@
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { connect, type DaemonClient } from '../client/index.ts';
+import { chooseName, shownName } from './device-names.ts';
 import { say } from './say.ts';
 
 async function withClient<Result>(work: (client: DaemonClient) => Promise<Result>): Promise<Result> {
@@ -17,10 +18,24 @@ function warn(text: string): void {
   say(`dmkit: ${text}\n`);
 }
 
+/** Names as lost devices have them. */
+async function lostNames(client: DaemonClient, words: readonly string[]): Promise<string[]> {
+  const { devices } = await client.lost();
+  return words.map((word) =>
+    chooseName(
+      word,
+      devices.map(({ name }) => name),
+    ),
+  );
+}
+
 /** Makes lost devices again. @returns false where some could not be */
 export async function restore(names: readonly string[], { force = false }: { force?: boolean }): Promise<boolean> {
-  const results = await withClient((client) => client.restore(names.length === 0 ? undefined : names, { force }));
-  for (const { name, error, notices } of results) {
+  const results = await withClient(async (client) =>
+    client.restore(names.length === 0 ? undefined : await lostNames(client, names), { force }),
+  );
+  for (const { name: kept, error, notices } of results) {
+    const name = shownName(kept);
     if (error === null) process.stdout.write(`${name}\n`);
     else if (error.startsWith('not restored')) warn(`${name}: ${error}`);
     else warn(`${name} could not be restored: ${error}`);
@@ -40,7 +55,8 @@ export async function listLost({ json = false }: { json?: boolean }): Promise<vo
     return;
   }
   if (devices.length === 0) process.stdout.write('No lost devices\n');
-  for (const { name, table, error } of devices) {
+  for (const { name: kept, table, error } of devices) {
+    const name = shownName(kept);
     for (const line of table.length === 0 ? ['(no table)'] : table) process.stdout.write(`${name}: ${line}\n`);
     if (error !== null) process.stdout.write(`${name}: could not be restored: ${error}\n`);
   }
@@ -48,14 +64,16 @@ export async function listLost({ json = false }: { json?: boolean }): Promise<vo
 
 export async function forget(names: readonly string[], { all = false }: { all?: boolean }): Promise<void> {
   await withClient(async (client) => {
-    const wanted = all ? [...new Set((await client.lost()).devices.map(({ name }) => name))] : names;
+    const wanted = all
+      ? [...new Set((await client.lost()).devices.map(({ name }) => name))]
+      : await lostNames(client, names);
     if (wanted.length === 0 && !all) throw new DmError(Errno.EINVAL, 'a name is needed, or --all');
     if (wanted.length > 0) await client.forget(wanted);
   });
 }
 
 export async function adopt(names: readonly string[]): Promise<void> {
-  const sentences = await withClient((client) => client.adopt(names));
+  const sentences = await withClient(async (client) => client.adopt(await lostNames(client, names)));
   for (const text of sentences) process.stdout.write(`${text}\n`);
   if (sentences.length === 0) process.stdout.write('every disk is the same as before\n');
 }

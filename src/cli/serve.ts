@@ -11,6 +11,7 @@ import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveN
 import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
+import { quoted } from './exec.ts';
 import { printed } from './output.ts';
 import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
@@ -77,12 +78,16 @@ function readTableFile(file: string): string {
 }
 
 /** A refused table in dmsetup's words, then what the kernel would have logged, then what we know of the cause. */
-function reportRefusedTable(name: string, major: number, minor: number, error: DmError): void {
+function reportRefusedTable({ name, entries }: NamedTable, major: number, minor: number, error: DmError): void {
   const device = `${major}:${minor}`;
   say(`device-mapper: reload ioctl on ${name} (${device}) failed: ${errnoMessage(error.errno)}\n`);
   if (error instanceof TableError) say(`device-mapper: table: ${device}: ${error.reason}\n`);
   else say(`${error.message}\n`);
   for (let cause = error.cause; cause instanceof Error; cause = cause.cause) say(`${cause.message}\n`);
+  const own = /\/dev\/mapper\/((?:\\.|\S)+)/.exec(entries.map(({ params }) => params).join(' '))?.[1];
+  if (own !== undefined && error.errno === Errno.ENODEV) {
+    say(`A daemon's device has an NBD URI, which a table takes in its place: dmkit uri ${quoted(own)}\n`);
+  }
   say('Command failed.\n');
 }
 
@@ -94,7 +99,7 @@ async function createDevices(dm: DeviceMapper, tables: readonly NamedTable[], re
       (await dm.create(name, entries, { readOnly })).close();
     } catch (error) {
       if (!(error instanceof DmError) || dm.mapper.has(name)) throw error;
-      reportRefusedTable(name, dm.mapper.major, minor, error);
+      reportRefusedTable({ name, entries }, dm.mapper.major, minor, error);
       return false;
     }
   }

@@ -112,7 +112,10 @@ function dropOptions(command: Command): Command {
 
 /** A line of a batch that makes or drops overlays, as a request. @throws DmError for words that make no sense */
 export async function overlayStep(words: readonly string[]): Promise<{ name: BatchStep; args: object }> {
-  const { createArgs } = await import('./snapshot.ts');
+  const [{ createArgs }, { newName, originInBatch }] = await Promise.all([
+    import('./snapshot.ts'),
+    import('./device-names.ts'),
+  ]);
   let step: { name: BatchStep; args: object } | null = null;
   let said = '';
   const program = new Command('snapshot').exitOverride().helpCommand(false);
@@ -123,12 +126,13 @@ export async function overlayStep(words: readonly string[]): Promise<{ name: Bat
   createOptions(program.command('create'))
     .copyInheritedSettings(program)
     .action((origin: string, names: string[], options: CreateCommandOptions) => {
-      step = { name: 'overlayCreate', args: { overlays: createArgs(origin, names, options) } };
+      const overlays = createArgs(origin, names, options).map((one) => ({ ...one, origin: originInBatch(one.origin) }));
+      step = { name: 'overlayCreate', args: { overlays } };
     });
   dropOptions(program.command('drop'))
     .copyInheritedSettings(program)
     .action((names: string[], { deleteCow = false }: { deleteCow?: boolean }) => {
-      step = { name: 'overlayDrop', args: { names, deleteCow } };
+      step = { name: 'overlayDrop', args: { names: names.map(newName), deleteCow } };
     });
   try {
     program.parse(words, { from: 'user' });

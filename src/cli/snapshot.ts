@@ -16,6 +16,7 @@ import {
 import type { OverlayArgs } from '../control/requests.ts';
 import { workingFolder } from '../files/working-folder.ts';
 import { bytesText } from './copy-progress.ts';
+import { keptName, keptNames, keptOrigin, newName, shownName } from './device-names.ts';
 import { quoted } from './exec.ts';
 import { printed } from './output.ts';
 import { watchMerge } from './snapshot-progress.ts';
@@ -96,9 +97,10 @@ function printCreated(plan: SnapshotPlan): void {
   const { cow, cowByteLength, makesCow, growsCow, originDevice, suspends, overlay } = plan;
   if (makesCow) print(`${cow}: made, sparse, ${bytesText(cowByteLength)}`);
   else print(`${cow}: goes on${growsCow ? `, with ${bytesText(cowByteLength)} now` : ''}`);
-  if (originDevice !== null) print(`${originDevice.name}: ${originDevice.table}`);
-  if (suspends.length > 0) print(`${suspends.join(', ')}: suspended for the moment in which the overlay began`);
-  print(`${overlay.name}: ${overlay.table}`);
+  if (originDevice !== null) print(`${shownName(originDevice.name)}: ${originDevice.table}`);
+  if (suspends.length > 0)
+    print(`${suspends.map(shownName).join(', ')}: suspended for the moment in which the overlay began`);
+  print(`${shownName(overlay.name)}: ${overlay.table}`);
 }
 
 /** The overlays that a command line asks for. @throws DmError EINVAL */
@@ -113,7 +115,7 @@ export function createArgs(origin: string, names: readonly string[], options: Cr
   }
   return pairs.map(([one, name]) => ({
     origin: one,
-    name,
+    name: newName(name),
     store,
     folder: workingFolder(),
     ...(cow === undefined ? {} : { cow }),
@@ -121,7 +123,7 @@ export function createArgs(origin: string, names: readonly string[], options: Cr
     ...(size === undefined ? {} : { cowByteLength: parseSize(size, 'size') }),
     ...(chunk === undefined ? {} : { chunkSectorCount: parseSize(chunk, 'chunk') / SECTOR_SIZE }),
     ...(lazyCommit ? { lazyCommit } : {}),
-    ...(originName === undefined ? {} : { originName }),
+    ...(originName === undefined ? {} : { originName: newName(originName) }),
     ...(force ? { force } : {}),
   }));
 }
@@ -133,7 +135,10 @@ export async function createOverlays(
 ): Promise<void> {
   const { dryRun, json } = options;
   const wanted = createArgs(origin, names, options).map(({ folder, ...rest }) => ({ ...rest, baseFolder: folder }));
-  const plans = await withClient(({ snapshots }) => (dryRun ? snapshots.planAll(wanted) : snapshots.createAll(wanted)));
+  const plans = await withClient(async (client) => {
+    for (const one of wanted) one.origin = await keptOrigin(client, one.origin);
+    return dryRun ? client.snapshots.planAll(wanted) : client.snapshots.createAll(wanted);
+  });
   for (const text of plans.flatMap(({ notices }) => notices)) process.stderr.write(`dmkit: ${text}\n`);
   if (json) {
     const told = plans.map((plan) => ({ ...plan, done: dryRun !== true, commands: commandsOf([plan]) }));
@@ -154,8 +159,8 @@ function rowOf(status: SnapshotStatus): string[] {
   const { name, origin, originName, chunkSectorCount, usedChunkCount, totalChunkCount, condition, suspended } = status;
   const known = chunkSectorCount > 0;
   return [
-    name,
-    originName === null ? origin : `/dev/mapper/${originName}`,
+    shownName(name),
+    originName === null ? origin : `/dev/mapper/${shownName(originName)}`,
     known ? bytesText(chunkSectorCount * SECTOR_SIZE).replace(' ', '') : '-',
     known ? String(usedChunkCount) : '-',
     known ? String(totalChunkCount) : '-',
@@ -192,7 +197,7 @@ async function* changesOf(name: string | undefined, cow: string | undefined): As
   if (cow === undefined) {
     const client = new DaemonClient(new ClientControl({ onLost: tellLost }));
     try {
-      yield* client.snapshots.changes(name!);
+      yield* client.snapshots.changes(await keptName(client, name!));
     } finally {
       await client.close();
     }
@@ -261,7 +266,7 @@ function storeText({ cow, deleted }: DroppedSnapshot, kept: string): string {
 }
 
 function tellStale({ name, stale }: DroppedSnapshot, when: string): void {
-  for (const path of stale) process.stderr.write(`dmkit: ${name}: the kept store ${path} ${when}\n`);
+  for (const path of stale) process.stderr.write(`dmkit: ${shownName(name)}: the kept store ${path} ${when}\n`);
 }
 
 /** @returns the exit code */
@@ -272,8 +277,12 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
   process.once('SIGINT', stop);
   const watch = await watchMerge(name, json);
   try {
-    const dropped = await withClient(({ snapshots }) =>
-      snapshots.merge(name, { deleteCow, signal: controller.signal, onProgress: watch.show }),
+    const dropped = await withClient(async (client) =>
+      client.snapshots.merge(await keptName(client, name), {
+        deleteCow,
+        signal: controller.signal,
+        onProgress: watch.show,
+      }),
     );
     watch.stop();
     if (json) print(JSON.stringify({ event: 'merged', ...dropped }));
@@ -295,8 +304,10 @@ export async function dropOverlays(
   options: { deleteCow?: boolean; json?: boolean },
 ): Promise<void> {
   const { deleteCow = false, json } = options;
-  const all = await withClient(({ snapshots }) => snapshots.dropAll(names, { deleteCow }));
+  const all = await withClient(async (client) =>
+    client.snapshots.dropAll(await keptNames(client, names), { deleteCow }),
+  );
   if (json) printJson(all.length === 1 ? all[0] : all);
-  else for (const dropped of all) print(`${dropped.name}: gone\n${storeText(dropped, 'kept')}`);
+  else for (const dropped of all) print(`${shownName(dropped.name)}: gone\n${storeText(dropped, 'kept')}`);
   for (const dropped of all) tellStale(dropped, 'can not be used any more after the next write to its origin');
 }

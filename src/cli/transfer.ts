@@ -4,6 +4,7 @@ import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { connect } from '../client/index.ts';
 import { connectNbd, type NbdConnection } from '../nbd/connect.ts';
+import { keptName } from './device-names.ts';
 import { printed } from './output.ts';
 
 const CHUNK_BYTE_LENGTH = 1024 * 1024;
@@ -38,7 +39,7 @@ function rangeOf(options: TransferOptions, byteLength: number): { start: number;
 async function withDevice(name: string, work: (disk: NbdConnection) => Promise<void>): Promise<void> {
   const client = connect();
   try {
-    const disk = await connectNbd(await client.uri(name));
+    const disk = await connectNbd(await client.uri(await keptName(client, name)));
     try {
       await work(disk);
     } finally {

@@ -3,6 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { mangled } from '../block/mangling.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
 import { sourceSteps, TableBuilder } from '../table/builder.ts';
 import { runSteps, type Steps } from '../table/steps.ts';
@@ -475,10 +476,15 @@ export class Mapper implements DeviceResolver {
     return device;
   }
 
+  /** Devices that dmsetup's commands made keep their names mangled. */
+  #keptName(name: string): string {
+    return this.#byName.has(name) || !this.#byName.has(mangled(name)) ? name : mangled(name);
+  }
+
   /** The mapped device that a table's argument names; undefined where it is none of ours. */
   #find(argument: string): MappedDevice | undefined {
-    if (argument.startsWith(OWN_PREFIX)) return this.get(argument.slice(OWN_PREFIX.length));
-    if (argument.startsWith(PREFIX)) return this.#byName.get(argument.slice(PREFIX.length));
+    if (argument.startsWith(OWN_PREFIX)) return this.get(this.#keptName(argument.slice(OWN_PREFIX.length)));
+    if (argument.startsWith(PREFIX)) return this.#byName.get(this.#keptName(argument.slice(PREFIX.length)));
     const numbers = /^([0-9]+):([0-9]+)$/.exec(argument);
     if (numbers === null || Number(numbers[1]) !== this.major) return undefined;
     return this.getByNumber(this.major, Number(numbers[2]));
