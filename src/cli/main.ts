@@ -1,8 +1,11 @@
 #!/usr/bin/env node
 // The dmkit command: one subcommand a file; what a command does not need is not loaded, so that starting costs little.
 import { hasInheritedSocket } from './activation.ts';
-import { guardFailures } from './failure.ts';
+import { guardFailures, reportFailure } from './failure.ts';
 import { guardOutput } from './output.ts';
+import { refuseLostBytes } from './raw-arguments.ts';
+
+const EXIT_FAILURE = 1;
 
 async function main(): Promise<void> {
   // Not process.exit: what is still to be printed to a pipe would be cut off.
@@ -10,6 +13,12 @@ async function main(): Promise<void> {
 }
 
 async function run(argv: readonly string[]): Promise<number> {
+  try {
+    refuseLostBytes(argv);
+  } catch (error) {
+    reportFailure(error);
+    return EXIT_FAILURE;
+  }
   const exitCode =
     argv[0] === 'copy'
       ? await (await import('./copy-words.ts')).runCopyWords(argv.slice(1))

@@ -68,7 +68,14 @@ function notFound(path: string, errno: number): DmError {
     errno === Errno.ENOENT || errno === Errno.ENOTDIR
       ? 'does not exist'
       : `can't be looked up (${errnoMessage(errno)})`;
-  return new DmError(Errno.ENODEV, `${path} ${what}; a device is an image file, a block device, or one of dmkit's own`);
+  // What Node.js and this program put in the place of bytes that are not UTF-8.
+  const hint = path.includes('\uFFFD')
+    ? '; a name that is not UTF-8 can be given by a link to it (ln -s FILE LINK)'
+    : '';
+  return new DmError(
+    Errno.ENODEV,
+    `${path} ${what}${hint}; a device is an image file, a block device, or one of dmkit's own`,
+  );
 }
 
 function describe(path: string, stat: fs.BigIntStats): Found {
