@@ -54,6 +54,15 @@ export const ARENA_BYTE_LENGTH = 264 * 1024;
  */
 export const MAX_UNSENT_BYTE_LENGTH = 256 * 1024;
 
+/**
+ * Requests of a connection that may wait for it to take replies, or for memory, while more are read: a client that sends
+ * all its requests before it reads a reply would otherwise hang for ever. READs wait without memory.
+ */
+export const MAX_WAITING_REQUEST_COUNT = 16;
+
+/** Requests the device may have meanwhile. None of them needs the client to end, and a part of a WRITE takes 1 MiB. */
+export const MAX_AHEAD_REQUEST_COUNT = 4;
+
 /** What one call receives at the most: 64 WRITEs of 4 KiB, for the same reason. */
 export const INBOX_BYTE_LENGTH = 264 * 1024;
 

@@ -19,6 +19,7 @@ export class Output {
   #arena: PooledBuffer | null = null;
   #ready: Stretch[] = [];
   #readyByteLength = 0;
+  #unsentCount = 0;
 
   /** `onSent` is called after memory came back. */
   constructor(account: MemoryAccount, transport: Pick<Transport, 'send' | 'sendNow'>, onSent: () => void) {
@@ -30,6 +31,11 @@ export class Output {
   /** Bytes that wait for {@link flush}. */
   get readyByteLength(): number {
     return this.#readyByteLength;
+  }
+
+  /** Replies, or parts of them, that the transport has and could not send yet. */
+  get unsentCount(): number {
+    return this.#unsentCount;
   }
 
   /** The buffer whose bytes from its `used` on (before this call) are now one region of `byteLength` bytes. */
@@ -67,8 +73,14 @@ export class Output {
     const stretches = this.#ready;
     this.#ready = [];
     const chunks: Uint8Array[] = [];
-    for (const { buffer, start, end } of stretches) chunks.push(buffer.bytes.subarray(start, end));
+    let count = 0;
+    for (const { buffer, start, end, regionCount } of stretches) {
+      chunks.push(buffer.bytes.subarray(start, end));
+      count += regionCount;
+    }
+    this.#unsentCount += count;
     this.#transport.send(chunks, () => {
+      this.#unsentCount -= count;
       this.#releaseAll(stretches);
       this.#onSent();
     });

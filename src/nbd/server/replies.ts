@@ -80,6 +80,12 @@ export class Replies {
     else this.#error(header, error);
   }
 
+  /** Refuses a request that was read, and that no device has seen. */
+  refuseRequest(errno: number, request: Request): void {
+    request.errno = errno;
+    this.#answerError(request);
+  }
+
   /** Answers a request that has ended. A READ's region goes out, or comes back. */
   answer(request: Request): void {
     const { command } = request;

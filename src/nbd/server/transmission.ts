@@ -18,11 +18,13 @@ import { decodeExtendedRequest, decodeRequest, emptyRequestHeader, type RequestH
 import {
   HEADER_AHEAD_BYTE_LENGTH,
   LONG_WRITE_BYTE_LENGTH,
+  MAX_AHEAD_REQUEST_COUNT,
   MAX_BATCH_BYTE_LENGTH,
   MAX_PAYLOAD_BYTE_LENGTH,
   MAX_SEGMENT_COUNT,
   MAX_TURN_BYTE_LENGTH,
   MAX_UNSENT_BYTE_LENGTH,
+  MAX_WAITING_REQUEST_COUNT,
   SEGMENT_BYTE_LENGTH,
   TURN_MILLISECOND_BYTE_LENGTH,
   TURN_REQUEST_BYTE_LENGTH,
@@ -55,6 +57,9 @@ export class Transmission implements Phase, CommandHost {
   readonly #maxRequestCount: number;
   readonly #free: Request[] = [];
   #requestCount = 0;
+  /** READs without memory: they begin, in this order, when the client has taken replies. */
+  readonly #parked: Request[] = [];
+  #isCrowded = false;
   #turnByteLength = 0;
   #waitsForServer = false;
   #closed = false;
@@ -97,7 +102,7 @@ export class Transmission implements Phase, CommandHost {
     this.#view = this.#partialView;
     this.#inbox = new Inbox(this.account);
     this.#output = new Output(this.account, connection.transport, () => {
-      if (connection.hasBacklog) connection.schedule();
+      if (connection.hasBacklog || this.#parked.length > 0) connection.schedule();
     });
     this.#replies = new Replies(this.#output, negotiation.replyKind);
     this.#commands = new Commands(this, this.#limits);
@@ -116,7 +121,8 @@ export class Transmission implements Phase, CommandHost {
   }
 
   get requestCount(): number {
-    return this.#requestCount;
+    // A shutdown waits for no request that has not begun.
+    return this.#requestCount + (this.#connection.host.isShuttingDown ? 0 : this.#parked.length);
   }
 
   consume(chunk: Uint8Array, start: number): number {
@@ -212,26 +218,60 @@ export class Transmission implements Phase, CommandHost {
   }
 
   afterTurn(): void {
+    if (this.#parked.length > 0) this.#startParked();
     this.#turnByteLength = 0;
     this.#output.flush();
   }
 
   onDrain(): void {
-    if (this.#connection.hasBacklog) this.#connection.schedule();
+    if (this.#connection.hasBacklog || this.#parked.length > 0) this.#connection.schedule();
   }
 
   /** Whether the next request has to wait. Whatever it waits for calls schedule() when it comes. */
   #mustWait(): boolean {
-    const { idleByteLength } = this.#inbox;
-    if (this.#requestCount >= this.#maxRequestCount || !this.account.hasRoom(idleByteLength)) return true;
-    if (this.#connection.transport.pendingByteLength >= MAX_UNSENT_BYTE_LENGTH) return true;
-    if (!this.account.serverHasRoom(idleByteLength)) {
-      this.#waitForServer();
-      return true;
-    }
+    if (this.#parked.length > 0) this.#startParked();
+    if (this.#mustWaitForDevice()) return true;
+    return this.#isCrowded && this.#parked.length + this.#output.unsentCount >= MAX_WAITING_REQUEST_COUNT;
+  }
+
+  /** The same for a part of a WRITE, and for requests that were read: none of them waits for the client. */
+  #mustWaitForDevice(): boolean {
+    this.#isCrowded = this.#parked.length > 0 || this.#hasNoRoom();
+    if (this.#requestCount >= this.#maxRequestCount) return true;
+    if (this.#isCrowded && this.#requestCount >= MAX_AHEAD_REQUEST_COUNT) return true;
     if (this.#turnByteLength < MAX_TURN_BYTE_LENGTH) return false;
     this.#connection.schedule();
     return true;
+  }
+
+  /** Whether a READ has to wait until the client has taken replies, or others have given memory back. */
+  #hasNoRoom(): boolean {
+    const { idleByteLength } = this.#inbox;
+    if (!this.account.hasRoom(idleByteLength)) return true;
+    if (this.#connection.transport.pendingByteLength >= MAX_UNSENT_BYTE_LENGTH) return true;
+    if (this.account.serverHasRoom(idleByteLength)) return false;
+    this.#waitForServer();
+    return true;
+  }
+
+  /** Begins READs that wait, as far as there is room for them. */
+  #startParked(): void {
+    const parked = this.#parked;
+    while (parked.length > 0) {
+      if (this.#connection.host.isShuttingDown || hasChanged(this.#limits)) {
+        const request = parked.shift()!;
+        this.#replies.refuseRequest(Errno.ESHUTDOWN, request);
+        this.#recycle(request);
+        continue;
+      }
+      if (this.#hasNoRoom() || this.#requestCount >= this.#maxRequestCount) return;
+      if (this.#turnByteLength >= MAX_TURN_BYTE_LENGTH) {
+        this.#connection.schedule();
+        return;
+      }
+      this.#start(parked.shift()!);
+      if (this.#output.readyByteLength >= MAX_BATCH_BYTE_LENGTH) this.#output.flush();
+    }
   }
 
   #waitForServer(): void {
@@ -284,8 +324,9 @@ export class Transmission implements Phase, CommandHost {
     }
     if (errno === 0) errno = checkRequest(header, this.#limits);
     if (hasPayload) return this.#onWrite(errno, chunk, offset);
-    if (errno === 0) this.#start(this.#newRequest());
-    else this.#replies.refuse(errno, header);
+    if (errno !== 0) this.#replies.refuse(errno, header);
+    else if (this.#isCrowded && header.type === CMD_READ) this.#parked.push(this.#newRequest());
+    else this.#start(this.#newRequest());
     return offset;
   }
 
@@ -366,7 +407,7 @@ export class Transmission implements Phase, CommandHost {
 
   /** Parts end where a multiple of the segment's length is on the device, so that at most the first and last are no whole blocks. */
   #beginSegment(long: Request): boolean {
-    if (long.partCount >= MAX_SEGMENT_COUNT || this.#mustWait()) return false;
+    if (long.partCount >= MAX_SEGMENT_COUNT || this.#mustWaitForDevice()) return false;
     const done = long.byteLength - this.#payloadLeft;
     const misalignment = (long.offsetLow + done) % SEGMENT_BYTE_LENGTH;
     const part = this.newPart(long);
@@ -532,6 +573,7 @@ export class Transmission implements Phase, CommandHost {
     this.#chunk = null;
     this.#output.discard();
     this.#inbox.close();
+    this.#parked.length = 0;
     const request = this.#gathering;
     this.#gathering = null;
     this.#long = null;
