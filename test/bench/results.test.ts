@@ -10,7 +10,7 @@ const program = fileURLToPath(new URL('../../bench/run.mjs', import.meta.url));
 const BEGIN = '<!-- benchmark results: begin; written by npm run bench -- --report FILE -->';
 const END = '<!-- benchmark results: end -->';
 
-const bench = (...args: string[]) => run(process.execPath, [program, ...args], { timeoutSeconds: 25 });
+const bench = (...args: string[]) => run(process.execPath, [program, ...args], { timeoutSeconds: 240 });
 
 const spread = (median: number) => ({ median, min: median / 2, max: median * 2 });
 

@@ -30,13 +30,11 @@ async function started(folder: string, options: string[], env: Record<string, st
   const ended = new Promise<{ code: number | null; signal: string | null }>((resolve) => {
     child.on('close', (code, signal) => resolve({ code, signal }));
   });
-  await expect
-    .poll(() => statSync(join(folder, 'd.img'), { throwIfNoEntry: false })?.blocks ?? 0, { timeout: 30_000 })
-    .toBeGreaterThan(0);
+  await expect.poll(() => statSync(join(folder, 'd.img'), { throwIfNoEntry: false })?.blocks ?? 0).toBeGreaterThan(0);
   return { child, ended, output: () => text };
 }
 
-describe('a copy that is told to stop', { timeout: 60_000 }, () => {
+describe('a copy that is told to stop', () => {
   it.each([
     ['SIGINT', 130],
     ['SIGTERM', 143],
@@ -86,7 +84,7 @@ describe('a copy that is told to stop', { timeout: 60_000 }, () => {
   });
 });
 
-describe('a copy whose reader', { timeout: 60_000 }, () => {
+describe('a copy whose reader', () => {
   it.each(['--json', '--keep-going'])('leaves goes on, and its exit code is its own (%s)', async (option) => {
     const folder = tempDir();
     const { child, ended } = await started(folder, [option, '--rate', '3M']);
@@ -111,7 +109,7 @@ describe('a copy whose reader', { timeout: 60_000 }, () => {
   });
 });
 
-describe('a destination that is deleted while it is written', { timeout: 60_000 }, () => {
+describe('a destination that is deleted while it is written', () => {
   it('has failed, and is not done', async () => {
     const folder = tempDir();
     const { ended, output } = await started(folder, ['--rate', '3M']);

@@ -26,7 +26,7 @@ function streamed(folder: string): Buffer {
   return bytes;
 }
 
-describe('a stream', { timeout: 60_000 }, () => {
+describe('a stream', () => {
   it('is copied to the byte, to new images with holes and to longer ones, and verified', async () => {
     const folder = tempDir();
     const bytes = streamed(folder);

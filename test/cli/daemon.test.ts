@@ -1,15 +1,12 @@
 // dmsetup's words and dmkit's own on the command line, with a real daemon behind them.
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, test, vi } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { version } from '../../src/index.ts';
 import { dmkit } from '../support/cli.ts';
 import { type Home, home, main } from '../support/home.ts';
 import { start } from '../support/process.ts';
 import { makeImage } from '../support/tmp.ts';
-
-// Each test starts a dozen processes; a machine that is busy takes its time.
-vi.setConfig({ testTimeout: 120_000 });
 
 async function gone(pid: number): Promise<void> {
   for (let attempt = 0; attempt < 500; attempt++) {
@@ -35,10 +32,9 @@ describe('the daemon', () => {
 
   test('is started by the first create, and does not keep a command substitution waiting', async () => {
     const { shell, call } = home();
-    const started = performance.now();
+    // One that waited for the daemon's end would wait until it is killed.
     const result = await shell('x=$($dmkit create d --table "0 64 linear a.img 0" 2>&1); echo "[$x]"');
     expect([result.code, result.stdout]).toEqual([0, '[]\n']);
-    expect(performance.now() - started).toBeLessThan(15_000);
     expect((await call(['info', '-c', '--noheadings', '-o', 'name,attr', 'd'])).stdout).toBe('d:L--w\n');
   });
 
@@ -244,7 +240,7 @@ describe('commands', () => {
     await call(['create', 'low', '--table', '0 64 zero']);
     await call(['create', 'top', '--table', '0 64 linear dm:low 0']);
     await call(['suspend', 'low']);
-    const reading = dmkit(['read', 'top', '--count', '1'], { env, cwd: folder, timeoutSeconds: 60 });
+    const reading = dmkit(['read', 'top', '--count', '1'], { env, cwd: folder, timeoutSeconds: 240 });
     const inFlight = async (): Promise<number> => {
       return JSON.parse((await call(['info', 'top', '--json'])).stdout)[0].inFlightCount;
     };

@@ -8,9 +8,6 @@ import { dmkit } from '../support/cli.ts';
 import { type RunResult, run, start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
-// Each test starts a dozen processes; a machine that is busy takes its time.
-vi.setConfig({ testTimeout: 120_000 });
-
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const SECTOR_COUNT = 2048;
 
@@ -19,7 +16,7 @@ function home() {
   const golden = makeImage(join(folder, 'golden.img'), SECTOR_COUNT);
   const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C' };
   const call = (args: readonly string[], input?: string | Uint8Array): Promise<RunResult> =>
-    dmkit(args, { env, cwd: folder, timeoutSeconds: 60, ...(input === undefined ? {} : { input }) });
+    dmkit(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
   const ok = async (args: readonly string[], input?: string | Uint8Array): Promise<string> => {
     const result = await call(args, input);
     expect(`${result.code} ${result.stderr}`).toMatch(/^0 /);
@@ -346,7 +343,7 @@ describe('merge', () => {
         expect(second.output()).toMatch(/goes on; merge it again/);
         const pid = daemonPid();
         process.kill(pid, 'SIGKILL');
-        await vi.waitFor(() => expect(() => process.kill(pid, 0)).toThrow(), { timeout: 20_000 });
+        await vi.waitFor(() => expect(() => process.kill(pid, 0)).toThrow(), { timeout: 150_000 });
         await call(['restore']);
         const left = await call(['snapshot', 'merge', name]);
         // What could not be restored, because the merge has its store, is the overlay: the device that merges is named then.

@@ -17,7 +17,7 @@ async function killAt(path: string, call: string, nth: number) {
   const { code, stdout } = await run('strace', [...args, process.execPath, writer, path], {
     // One thread does the file's calls: strace counts for each thread.
     env: { ...process.env, UV_THREADPOOL_SIZE: '1' },
-    timeoutSeconds: 60,
+    timeoutSeconds: 240,
   });
   const said = stdout.trim().split('\n');
   return { isKilled: code !== 0, acknowledged: Math.max(0, ...said.map((word) => Number(word) || 0)) };

@@ -426,7 +426,7 @@ describe('failures below', () => {
     async () => {
       const folder = mkdtempSync(join(tempDir('full'), 'small-'));
       expect(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'none', folder]).status).toBe(0);
-      onTestFinished(() => void spawnSync('umount', ['-l', folder], { timeout: 20_000 }));
+      onTestFinished(() => void spawnSync('umount', ['-l', folder], { timeout: 240_000 }));
       const path = join(folder, 'records');
       const file = open(path);
       await file.commit(map({ a: 'x' }));

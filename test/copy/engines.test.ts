@@ -177,7 +177,7 @@ function checkCopy(plan: Plan, copy: Copy, devices: FaultyDevice[], before: Buff
 }
 
 describe.each(ENGINES)('a copy of files by the engine %s', (engine) => {
-  it.each(FOLDERS)('does what the model says in %s', { timeout: 120_000 }, async (_, parent) => {
+  it.each(FOLDERS)('does what the model says in %s', async (_, parent) => {
     const files = new Files(engine, folderIn(parent));
     await fc.assert(
       fc.asyncProperty(arbitraryPlan, (plan) => runPlan(files, plan)),

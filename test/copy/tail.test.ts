@@ -42,7 +42,7 @@ describe('a file of any length', () => {
       }),
       { numRuns: runs(20) },
     );
-  }, 60_000);
+  });
 
   it('is zeroed to the byte, and keeps its length; several of them each to its own end', async () => {
     const folder = tempDir();

@@ -212,7 +212,7 @@ async function exercise(uri: string, image: string | null, interfere: (done: num
   if (image !== null) expect(sha(readFileSync(image))).toBe(sha(data));
 }
 
-describe('real servers', { timeout: 60_000 }, () => {
+describe('real servers', () => {
   itPeer(['nbdkit'], 'nbdkit, several connections', async () => {
     const socket = join(tempDir(), 'k.sock');
     const server = await start(peer('nbdkit'), ['-f', '-U', socket, 'memory', '16M']);

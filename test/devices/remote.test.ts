@@ -404,7 +404,7 @@ describe('whatever is loaded, cleared, resumed and removed', () => {
   });
 });
 
-describe('real servers', { timeout: 60_000 }, () => {
+describe('real servers', () => {
   itPeer(['qemu-nbd'], 'qemu-nbd, which takes one client at a time: goodbye comes before the next hello', async () => {
     const folder = tempDir();
     const socket = join(folder, 'q.sock');

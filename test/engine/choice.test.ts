@@ -82,7 +82,7 @@ describe('the choice of an engine', () => {
     if (!newEnough) return;
     const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
       encoding: 'utf8',
-      timeout: 20_000,
+      timeout: 240_000,
     });
     expect(child.stdout.trim()).toBe('false true');
   });

@@ -27,28 +27,27 @@ describe.runIf(ENGINES.includes('ring') && existsSync(dist))('with reads in flig
     ['handler', 5],
     ['exit of a worker', 6],
     ['exit beside a worker', 7],
-  ])('a process ends within a second: %s', { retry: 1 }, async (ending, code) => {
+  ])('a process ends without waiting for them: %s', async (ending, code) => {
     const process_ = await start(process.execPath, [child('endings'), pipe(), ending], { ready: /busy/, env });
-    const since = performance.now();
+    // Nothing is ever written into the pipe: a process that waited would be killed in the end.
     expect(await process_.exited).toBe(code);
-    expect(performance.now() - since).toBeLessThan(1000);
   });
 
-  it('worker.terminate ends within a second and cancels them', async () => {
-    const result = await run(process.execPath, [child('terminate'), pipe()], { timeoutSeconds: 20, env });
+  it('worker.terminate ends, and cancels them', async () => {
+    const result = await run(process.execPath, [child('terminate'), pipe()], { timeoutSeconds: 240, env });
     expect(result).toMatchObject({ code: 0, stdout: 'cancelled\n' });
   });
 
   it('memory that is dropped, transferred or collected stays where it is', async () => {
     const args = ['--expose-gc', child('memory'), pipe()];
-    const result = await run(process.execPath, args, { timeoutSeconds: 20, env });
+    const result = await run(process.execPath, args, { timeoutSeconds: 240, env });
     expect(result.stderr).toBe('');
     expect(result.stdout).toMatch(/^intact (refused|copied)$/m);
     expect(result.code).toBe(0);
   });
 
   it('fs.promises work, a busy pool stops nothing, and the process ends by itself', async () => {
-    const result = await run(process.execPath, [child('pool'), pipe()], { timeoutSeconds: 20, env });
+    const result = await run(process.execPath, [child('pool'), pipe()], { timeoutSeconds: 240, env });
     expect(result.stderr).toBe('');
     expect(result.stdout).toMatch(/fs\.promises work\nread beside a busy pool in \d+ ms/);
     expect(result.code).toBe(0);
@@ -70,7 +69,7 @@ describe.runIf(existsSync(dist))('where a seccomp filter refuses io_uring', () =
     const image = join(tempDir('ring'), 'image');
     writeFileSync(image, Buffer.alloc(1 << 20));
     const args = [filter, String(errno), process.execPath, child('fallback'), image];
-    const result = await run('python3', args, { timeoutSeconds: 20, env: { ...env, DMKIT_ENGINE: 'auto' } });
+    const result = await run('python3', args, { timeoutSeconds: 240, env: { ...env, DMKIT_ENGINE: 'auto' } });
     expect(result.stderr).toBe('');
     expect(result.stdout).toMatch(/^cached direct 0 0\ndirect I\/O direct 0 0\n/);
     expect(result.stdout).toContain(reason);

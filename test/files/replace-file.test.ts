@@ -168,7 +168,7 @@ describe('replaceFile', () => {
   itPeer(['root'], 'on a file system that is full the old file stays, and nothing beside it', () => {
     const folder = mkdtempSync(join(tempDir('full'), 'small-'));
     expect(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'none', folder]).status).toBe(0);
-    onTestFinished(() => void spawnSync('umount', ['-l', folder], { timeout: 20_000 }));
+    onTestFinished(() => void spawnSync('umount', ['-l', folder], { timeout: 240_000 }));
     const path = join(folder, 'file');
     replaceFile(path, ['old content']);
     const error = errorOf(() => replaceFile(path, ['x'.repeat(100_000)]));

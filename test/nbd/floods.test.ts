@@ -81,7 +81,7 @@ describe.each([
     flooding.socket.destroy();
     other.socket.destroy();
     if (type !== CACHE) await wire.expectEmpty();
-  }, 60_000);
+  });
 });
 
 describe('the loop', () => {

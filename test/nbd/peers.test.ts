@@ -11,7 +11,7 @@ import { randomBytes, tempDir } from '../support/tmp.ts';
 
 const MIB = 1 << 20;
 /** A machine under load takes its time. */
-const patient = { timeout: 10_000 };
+const patient = { timeout: 150_000 };
 const SIZE = 128 * MIB;
 
 async function serve(device = new MemoryDevice('disk', SIZE / 512)) {

@@ -215,7 +215,7 @@ async function tryScript(script: Script): Promise<void> {
 }
 
 describe('any requests, cut anywhere', () => {
-  it('over sockets that the server reads by itself', { timeout: 120_000 + runs(10_000) }, async () => {
+  it('over sockets that the server reads by itself', async () => {
     const library = socketLibrary();
     const receive = vi.spyOn(library, 'receive');
     await fc.assert(
@@ -228,7 +228,7 @@ describe('any requests, cut anywhere', () => {
     );
   });
 
-  it("over Node's streams, where no descriptor is left", { timeout: 120_000 + runs(10_000) }, async () => {
+  it("over Node's streams, where no descriptor is left", async () => {
     await fc.assert(
       fc.asyncProperty(scripts, async (script) => {
         vi.spyOn(socketLibrary(), 'duplicate').mockReturnValue(-Errno.EMFILE);

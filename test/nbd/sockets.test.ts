@@ -19,7 +19,7 @@ import { HeldDevice, pattern } from './support.ts';
 
 const loop = new NodeLoop();
 /** A machine under load takes its time. */
-const patient = { timeout: 10_000 };
+const patient = { timeout: 150_000 };
 
 function listen(address: ListenAddress, server?: NbdServer): Promise<Listener> {
   return new Promise((resolve, reject) => {

@@ -164,7 +164,7 @@ test('the command ends with one message and 1 when a thread does not stop', asyn
     [...options, main, 'serve', 'disk', '--table', table, '--threads', '2', '--run', 'sleep 0.5'],
     {
       env: { ...process.env, STUCK_ANSWER: '1' },
-      timeoutSeconds: 20,
+      timeoutSeconds: 240,
     },
   );
   expect([result.code, result.stderr]).toEqual([1, 'dmkit: stopping the NBD server: its requests take too long\n']);

@@ -14,7 +14,7 @@ import { tempDir } from '../support/tmp.ts';
 import { option, pattern, u32 } from './support.ts';
 
 /** A machine under load takes its time. */
-const patient = { timeout: 10_000 };
+const patient = { timeout: 150_000 };
 const ALICE = '00112233445566778899aabbccddeeff';
 const STARTTLS = 5;
 

@@ -16,7 +16,7 @@ export type ReplyKind = 'simple' | 'structured' | 'extended';
 export type SocketKind = 'unix' | 'tcp';
 
 /** A machine under load takes its time. */
-export const patient = { timeout: 10_000, interval: 2 };
+export const patient = { timeout: 150_000, interval: 2 };
 
 /** The calls of sockets, whose methods a test may replace. */
 export function socketLibrary(): SocketLibrary {

@@ -14,7 +14,7 @@ import { randomBytes, sha256, tempDir } from '../support/tmp.ts';
 const MIB = 1 << 20;
 const SIZE = 32 * MIB;
 /** A machine under load takes its time. */
-const patient = { timeout: 10_000 };
+const patient = { timeout: 150_000 };
 
 function image(prefix: string): { folder: string; path: string; args: string[] } {
   const folder = tempDir(prefix);
@@ -68,16 +68,17 @@ describePeer(['fio'], 'SIGTERM', () => {
         '--size=16M',
         '--iodepth=32',
         '--time_based',
-        '--runtime=20',
+        '--runtime=200',
       ],
-      { cwd: folder, timeoutSeconds: 25 },
+      { cwd: folder, timeoutSeconds: 240 },
     );
     // At work: what it writes arrives in the image.
-    await expect.poll(() => statSync(path).mtimeMs, { timeout: 15_000 }).not.toBe(mtimeMs);
+    await expect.poll(() => statSync(path).mtimeMs).not.toBe(mtimeMs);
     await new Promise((resolve) => setTimeout(resolve, 300));
     const { code, seconds } = await terminate(server);
     expect(code).toBe(0);
-    expect(seconds).toBeLessThan(10);
+    // fio would go on for 200 seconds.
+    expect(seconds).toBeLessThan(100);
     const ended = await fio;
     expect([ended.timedOut, ended.code === 0]).toEqual([false, false]);
     expect(ended.stdout + ended.stderr).toMatch(/err=\s*(108|107|32|5|104|22|95)|shutdown|error/i);
@@ -93,7 +94,8 @@ test('SIGTERM does not wait for clients that never finish their handshake (CVE-2
   sockets[1]!.write(Buffer.from('0000000349484156', 'hex'));
   const { code, seconds } = await terminate(server);
   expect(code).toBe(0);
-  expect(seconds).toBeLessThan(5);
+  // Their handshakes would be given up after 30 seconds.
+  expect(seconds).toBeLessThan(25);
 });
 
 /** A connected socket that reads what comes and is closed when the test ends. */
@@ -168,7 +170,7 @@ test('256 clients at once are served; one more is not, until one leaves', async 
   // The same number of idlers in the handshake, and then the end.
   await Promise.all(Array.from({ length: 256 }, () => open(join(folder, 's'))));
   expect(await terminate(server)).toMatchObject({ code: 0 });
-}, 60_000);
+});
 
 test('threads give back every descriptor of connections that came and went', async () => {
   const { args } = image('back');

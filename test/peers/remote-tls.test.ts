@@ -1,13 +1,11 @@
 // nbds: URIs as devices of a table: nbdkit and our own server below, each with certificates and with keys; whoever cannot
 // prove itself, or is not believed, is refused with the reason.
 import { join } from 'node:path';
-import { expect, onTestFinished, test, vi } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
 import { issueCertificate, makeAuthority } from '../support/certificates.ts';
 import { dmkit, serve } from '../support/cli.ts';
 import { describePeer, peer, run, start } from '../support/peers.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
-
-vi.setConfig({ testTimeout: 120_000 });
 
 const SECTOR_COUNT = 2048;
 
@@ -26,7 +24,7 @@ async function nbdkit(folder: string, tls: string[]): Promise<Below> {
   const socket = join(folder, 'k.sock');
   const server = await start(peer('nbdkit'), ['-f', '-v', '-U', socket, '--tls=require', ...tls, 'memory', '1M'], {
     ready: /bound to unix socket/,
-    timeoutSeconds: 110,
+    timeoutSeconds: 240,
   });
   onTestFinished(async () => void (await server.stop()));
   return { uri: `+unix:///?socket=${socket}&` };

@@ -2,12 +2,10 @@
 // in front; servers that are killed in the middle, and started again or not.
 import { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 import { dmkit, serve } from '../support/cli.ts';
 import { describePeer, peer, run, type Started, start } from '../support/peers.ts';
 import { makeImage, randomBytes, sha256, tempDir } from '../support/tmp.ts';
-
-vi.setConfig({ testTimeout: 120_000 });
 
 const MIB = 1 << 20;
 
@@ -17,7 +15,7 @@ async function nbdkit(folder: string, args: string[], name = 'k.sock'): Promise<
   rmSync(socket, { force: true });
   const server = await start(peer('nbdkit'), ['-f', '-v', '-U', socket, ...args], {
     ready: /bound to unix socket/,
-    timeoutSeconds: 110,
+    timeoutSeconds: 240,
   });
   onTestFinished(async () => void (await server.stop()));
   return server;
@@ -28,12 +26,10 @@ const uriOf = (folder: string, name = 'k.sock'): string => `nbd+unix:///?socket=
 async function qemuNbd(folder: string, image: string, args: string[] = []): Promise<void> {
   const socket = join(folder, 'q.sock');
   const server = await start(peer('qemu-nbd'), ['-f', 'raw', '-t', ...args, '-k', socket, image], {
-    timeoutSeconds: 110,
+    timeoutSeconds: 240,
   });
   onTestFinished(async () => void (await server.stop()));
-  await expect
-    .poll(async () => (await run(peer('nbdinfo'), ['--size', uriOf(folder, 'q.sock')])).code, { timeout: 20_000 })
-    .toBe(0);
+  await expect.poll(async () => (await run(peer('nbdinfo'), ['--size', uriOf(folder, 'q.sock')])).code).toBe(0);
 }
 
 function sparse(path: string, byteLength: number): string {
@@ -65,7 +61,7 @@ describePeer(['nbdkit', 'nbdcopy', 'nbdinfo', 'qemu-io'], 'dmkit serve with a le
     expect((await run(peer('nbdinfo'), ['--size', serving.uris[0]!])).stdout).toBe(`${16 * MIB}\n`);
     const copying = run(peer('nbdcopy'), ['--requests=4', source, serving.uris[0]!]);
     // In the middle: something is there, and not all.
-    await expect.poll(() => readFileSync(far).some((byte) => byte !== 0), { timeout: 20_000 }).toBe(true);
+    await expect.poll(() => readFileSync(far).some((byte) => byte !== 0)).toBe(true);
     process.kill(first.pid, 'SIGKILL');
     await first.exited;
     const before = readFileSync(far);
@@ -117,7 +113,7 @@ describePeer(['nbdkit', 'nbdcopy', 'nbdinfo', 'qemu-io'], 'dmkit serve with a le
     process.kill(server.pid, 'SIGKILL');
     await server.exited;
     const reading = run(peer('qemu-io'), ['-f', 'raw', '-c', 'read 0 4k', serving.uris[0]!]);
-    await expect.poll(() => serving.output(), { timeout: 20_000 }).toMatch(/connection is lost/);
+    await expect.poll(() => serving.output()).toMatch(/connection is lost/);
     process.kill(serving.pid, 'SIGTERM');
     expect(await serving.exited).toBe(1);
     expect(serving.output()).toMatch(/it is not waited for any more\n/);
@@ -240,7 +236,7 @@ describePeer(['nbdkit'], 'the daemon and dmkit exec', () => {
     process.kill((JSON.parse(log.at(-1)!) as { pid: number }).pid, 'SIGKILL');
     process.kill(first.pid, 'SIGKILL');
     await first.exited;
-    await expect.poll(async () => (await call(['ls'])).stderr, { timeout: 20_000 }).toMatch(/far.*gone.*dmkit restore/);
+    await expect.poll(async () => (await call(['ls'])).stderr).toMatch(/far.*gone.*dmkit restore/);
     const early = await call(['restore']);
     expect([early.code, early.stderr]).toEqual([
       1,

@@ -210,10 +210,10 @@ describePeer(['fio'], 'fio', () => {
       '--verify_state_save=0',
       '--randrepeat=1',
     ];
-    const output = await ok(peer('fio'), args, { timeoutSeconds: 120, cwd: folder });
+    const output = await ok(peer('fio'), args, { timeoutSeconds: 240, cwd: folder });
     expect(output).toMatch(/err= 0/);
     expect(output).not.toMatch(/err=[^0]*[1-9]/);
-  }, 150_000);
+  });
 });
 
 describePeer(
@@ -247,7 +247,7 @@ describePeer(
       for (const name of files) {
         expect(readFileSync(join(folder, `back-${name}`)).equals(readFileSync(join(folder, name)))).toBe(true);
       }
-    }, 120_000);
+    });
   },
 );
 
@@ -261,7 +261,7 @@ async function throughFuse(table: string, folder: string, mount: string, command
     ...commands,
   ].join('\n');
   const result = await dmkit(['serve', 'd', '--table', table, ...unix(folder), '--run', script], {
-    timeoutSeconds: 90,
+    timeoutSeconds: 240,
   });
   expect(`${result.code} ${result.stderr}`).toMatch(/^0 /);
 }

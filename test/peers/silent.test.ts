@@ -57,7 +57,7 @@ describePeer(['psktool', 'certtool', 'nbdinfo'], `${SILENT_COUNT} silent hosts`,
     const { uris } = await serve([...table, '--tls', 'require', ...credentials]);
     const port = Number(/:(\d+)\//.exec(uris[0]!)![1]);
     const { closedCount } = besiege(port);
-    await expect.poll(closedCount, { timeout: 30_000 }).toBeGreaterThan(0);
+    await expect.poll(closedCount).toBeGreaterThan(0);
     for (let i = 0; i < HONEST_COUNT; i++) {
       const result = await run(peer('nbdinfo'), ['--size', uris[0]!]);
       expect([result.code, result.stdout, result.stderr]).toEqual([0, '32768\n', '']);

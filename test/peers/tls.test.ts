@@ -92,7 +92,7 @@ describePeer(['psktool', 'nbdinfo', 'nbdcopy', 'qemu-img'], 'shared keys', () =>
           await Promise.all(probes.map((probe) => probe.close()));
           return counts;
         },
-        { timeout: 20_000 },
+        { timeout: 150_000 },
       )
       // One listens as well.
       .toEqual([2, 2, 3]);

@@ -104,7 +104,7 @@ async function killedAfter(milliseconds: number, folder: string, seed: number, e
   const child = spawn(process.execPath, args, { stdio: ['ignore', log, 'inherit'] });
   const exited = new Promise((resolve) => child.once('exit', resolve));
   const start = performance.now();
-  while (!readFileSync(path, 'utf8').includes('begin') && performance.now() < start + 20_000) {
+  while (!readFileSync(path, 'utf8').includes('begin') && performance.now() < start + 150_000) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   await new Promise((resolve) => setTimeout(resolve, milliseconds));

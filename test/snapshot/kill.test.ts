@@ -21,7 +21,7 @@ async function killedAfter(milliseconds: number, folder: string, seed: number, w
   const child = spawn(process.execPath, [writer, folder, String(seed), words], { stdio: ['ignore', log, 'inherit'] });
   const exited = new Promise((resolve) => child.once('exit', resolve));
   const begun = Date.now();
-  while (!readFileSync(join(folder, 'log'), 'utf8').includes('begin') && Date.now() < begun + 20_000) {
+  while (!readFileSync(join(folder, 'log'), 'utf8').includes('begin') && Date.now() < begun + 150_000) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   await new Promise((resolve) => setTimeout(resolve, milliseconds));

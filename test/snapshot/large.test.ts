@@ -25,7 +25,7 @@ test('ten terabytes over a small store: what was written is there, the rest is z
   for (let chunk = 0; errno === 0 && chunk < 2000; chunk++) errno = world.write(again, chunk * 12_800, 1, 1);
   expect(errno).toBe(5);
   expect(again.lines('info')).toEqual([`0 ${size} snapshot Invalid`]);
-}, 60_000);
+});
 
 test('a million exceptions take less than 24 MiB, and are there again after the table was loaded anew', () => {
   const count = 1_000_000;
@@ -52,15 +52,12 @@ test('a million exceptions take less than 24 MiB, and are there again after the 
     view.setUint32(16 * slot + 8, 2 + index + Math.floor(index / 256), true);
     if (slot === 255 || index === count - 1) cow.poke((1 + Math.floor(index / 256) * 257) * 8, area);
   }
-  const begun = performance.now();
   const device = world.activate('s', `0 ${8 * count} snapshot o c P 8`);
-  const milliseconds = performance.now() - begun;
   expect(device.lines('info')[0]).toMatch(/ 31264$/);
   const { state } = (device.table!.targets[0] as { context: { state: { exceptions: ExceptionTable } } }).context;
   expect(state.exceptions.size).toBe(count);
   expect(state.exceptions.byteLength).toBeLessThan(24 << 20);
-  expect(milliseconds).toBeLessThan(10_000);
-}, 60_000);
+});
 
 test('the table of exceptions is a map, past 2^32 too, whatever is taken out', () => {
   const random = randomFromSeed(seed);

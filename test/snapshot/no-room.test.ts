@@ -16,7 +16,7 @@ const SECTOR_COUNT = 16_384;
 const ROOM = '2m';
 
 function tool(command: string, ...args: string[]): void {
-  const { status, stderr } = spawnSync(command, args, { encoding: 'utf8', timeout: 20_000 });
+  const { status, stderr } = spawnSync(command, args, { encoding: 'utf8', timeout: 240_000 });
   expect([command, ...args, status, stderr]).toEqual([command, ...args, 0, '']);
 }
 
@@ -27,7 +27,7 @@ function tightHome() {
   const small = join(folder, 'small');
   mkdirSync(small);
   tool('mount', '-t', 'tmpfs', '-o', `size=${ROOM}`, 'none', small);
-  onTestFinished(() => void spawnSync('umount', ['-l', small], { timeout: 20_000 }));
+  onTestFinished(() => void spawnSync('umount', ['-l', small], { timeout: 240_000 }));
   closeSync(openSync(join(small, 'c.img'), 'w'));
   truncateSync(join(small, 'c.img'), 2 * SECTOR_COUNT * 512);
   return { folder, small, origin };

@@ -23,7 +23,7 @@ function home() {
 }
 
 function tool(command: string, ...args: string[]): void {
-  const { status, stderr } = spawnSync(command, args, { encoding: 'utf8', timeout: 20_000 });
+  const { status, stderr } = spawnSync(command, args, { encoding: 'utf8', timeout: 240_000 });
   expect([command, ...args, status, stderr]).toEqual([command, ...args, 0, '']);
 }
 
@@ -68,7 +68,7 @@ describe.each(ENGINES)('with the %s engine', (engine) => {
     await world.close();
     world = new EngineWorld(engine, folder);
     await world.create('m', table.replace('snapshot', 'snapshot-merge'), READ_ONLY);
-    await expect.poll(() => world.status('m'), { timeout: 20_000 }).toMatch(/ 16\/1024 16$/);
+    await expect.poll(() => world.status('m')).toMatch(/ 16\/1024 16$/);
     await world.close();
     origin.fill(0x66, 40 * 512, 41 * 512);
     expect(readFileSync(join(folder, 'o.img')).equals(origin)).toBe(true);
@@ -82,7 +82,7 @@ describe.each(ENGINES)('with the %s engine', (engine) => {
       const sealed = join(folder, 'sealed');
       mkdirSync(sealed);
       tool('mount', '-t', 'tmpfs', '-o', 'size=8m', 'none', sealed);
-      onTestFinished(() => void spawnSync('umount', ['-l', sealed], { timeout: 20_000 }));
+      onTestFinished(() => void spawnSync('umount', ['-l', sealed], { timeout: 240_000 }));
       for (const name of ['c.img', 'blank.img'])
         tool('cp', '--sparse=always', join(folder, 'c.img'), join(sealed, name));
       const table = `0 ${SECTOR_COUNT} snapshot o.img sealed/c.img P 8`;

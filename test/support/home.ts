@@ -27,7 +27,7 @@ export function home(): Home {
   makeImage(join(folder, 'a.img'), 128);
   const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C' };
   const call: Home['call'] = (args, input) =>
-    dmkit(args, { env, cwd: folder, timeoutSeconds: 60, ...(input === undefined ? {} : { input }) });
+    dmkit(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
   const daemonPid = async (): Promise<number> => {
     const log = readFileSync(join(env.DMKIT_DIR, 'daemon.log'), 'utf8').trim().split('\n');
     return Number(JSON.parse(log.findLast((line) => line.includes('"listening"'))!).pid);
@@ -44,7 +44,7 @@ export function home(): Home {
       run('sh', ['-c', command], {
         env: { ...env, dmkit: `${process.execPath} ${main}` },
         cwd: folder,
-        timeoutSeconds: 60,
+        timeoutSeconds: 240,
       }),
   };
 }

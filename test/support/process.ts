@@ -39,6 +39,8 @@ export interface Started {
   stop(): Promise<number | null>;
 }
 
+// For programs that hang: a busy machine takes its time to start one.
+const DEFAULT_SECONDS = 120;
 const KILL_AFTER_MS = 2_000;
 const MAX_OUTPUT_BYTES = 256 << 20;
 const living = new Set<number>();
@@ -67,7 +69,7 @@ function spawnLimited(
   options: RunOptions,
   stdin: 'pipe' | 'ignore',
 ): Limited {
-  const seconds = options.timeoutSeconds ?? 60;
+  const seconds = options.timeoutSeconds ?? DEFAULT_SECONDS;
   const child = spawn(command, args, {
     cwd: options.cwd,
     detached: true,
@@ -120,7 +122,7 @@ export function run(command: string, args: readonly string[] = [], options: RunO
     const stderr = collect(child.stderr!, end);
     child.on('error', reject);
     child.on('close', (code) => {
-      const late = hasTimedOut() ? `\nkilled after ${options.timeoutSeconds ?? 60} s: ${command}\n` : '';
+      const late = hasTimedOut() ? `\nkilled after ${options.timeoutSeconds ?? DEFAULT_SECONDS} s: ${command}\n` : '';
       resolve({
         code,
         stdout: stdout().toString(),
@@ -137,7 +139,7 @@ export function run(command: string, args: readonly string[] = [], options: RunO
 
 /** Starts a server and resolves when it says that it is ready. Stop it in a `finally` or with `onTestFinished`. */
 export async function start(command: string, args: readonly string[], options: StartOptions = {}): Promise<Started> {
-  const { ready, readySeconds = 20, ...rest } = options;
+  const { ready, readySeconds = DEFAULT_SECONDS, ...rest } = options;
   const { child, end } = spawnLimited(command, args, rest, 'ignore');
   const exited = new Promise<number | null>((resolve) => {
     child.on('close', resolve);

@@ -4,7 +4,7 @@ import { expect, onTestFinished } from 'vitest';
 import { connectNbd, type NbdConnection } from '../../src/nbd/connect.ts';
 import type { Serving } from './cli.ts';
 
-export const patient = { timeout: 20_000, interval: 20 };
+export const patient = { timeout: 150_000, interval: 20 };
 
 /** For each epoll descriptor of a process what it watches. */
 function watchedByPolls(pid: number): string[][] {
