@@ -1,8 +1,9 @@
 // The time limit of one test file. vitest's own limits rely on the fork's event loop turning; a synchronous call that
-// never returns (a ring wait, a spinning loop) would hang the run. So the killer is a process of its own.
+// never returns (a ring wait, a spinning loop) would hang the run. So the killer is a process of its own. It is a shell
+// that sleeps, and a Node.js only when the time is up: one starts for every test file.
 import { spawn } from 'node:child_process';
 
-const limitSeconds = Number(process.env.DMKIT_FILE_LIMIT ?? 300);
+const limitSeconds = Number(process.env.DMKIT_FILE_LIMIT ?? 1800);
 
 const killer = `
   const fs = require('node:fs');
@@ -21,22 +22,27 @@ const killer = `
   };
   const descendants = (of, map) =>
     [...map].filter(([, parent]) => parent === of).flatMap(([child]) => [child, ...descendants(child, map)]);
-  process.stdin.resume();
-  process.stdin.on('end', () => process.exit(0));
-  process.stdin.on('error', () => process.exit(0));
-  setTimeout(() => {
-    process.stderr.write('\\ndmkit: ' + what + ' ran longer than ' + seconds + ' s, killing its process ' + pid + '\\n');
-    for (const child of descendants(pid, parents())) if (child !== process.pid) kill(child);
-    kill(pid);
-    process.exit(1);
-  }, seconds * 1000);
+  process.stderr.write('\\ndmkit: ' + what + ' ran longer than ' + seconds + ' s, killing its process ' + pid + '\\n');
+  for (const child of descendants(pid, parents())) if (child !== process.pid) kill(child);
+  kill(pid);
+`;
+
+// The reader of standard input ends the sleep when the process that it watches goes, and then the shell ends too. A shell
+// gives its background jobs /dev/null as standard input, hence descriptor 3; it tells of a job that was killed, hence 4.
+const watchdog = `
+  PATH="$PATH:/usr/bin:/bin"
+  exec 3<&0 4>&2 2>/dev/null
+  sleep "$3" 3<&- 4>&- & sleeper=$!
+  (cat <&3 >/dev/null 4>&-; kill $sleeper) & reader=$!
+  wait $sleeper || exit 0
+  kill $reader
+  exec "$0" -e "$1" "$2" "$3" "$4" 2>&4
 `;
 
 /** Starts the watchdog. It ends by itself when this process goes: its standard input closes. */
 export function startFileLimit(seconds: number, pid = process.pid, what = 'a test file'): () => void {
-  const child = spawn(process.execPath, ['-e', killer, String(pid), String(seconds), what], {
-    stdio: ['pipe', 'ignore', 'inherit'],
-  });
+  const args = ['-c', watchdog, process.execPath, killer, String(pid), String(seconds), what];
+  const child = spawn('/bin/sh', args, { stdio: ['pipe', 'ignore', 'inherit'] });
   child.unref();
   (child.stdin as unknown as { unref(): void }).unref();
   child.stdin.on('error', () => {});
