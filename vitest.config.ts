@@ -14,6 +14,7 @@ export default defineConfig({
     hookTimeout: HANG_MILLISECONDS,
     teardownTimeout: 60_000,
     expect: { poll: { timeout: HANG_MILLISECONDS / 2 } },
+    globalSetup: ['test/support/fresh-build.ts'],
     setupFiles: ['test/support/file-limit.ts', 'test/support/seed.ts'],
     reporters: ['default'],
   },
