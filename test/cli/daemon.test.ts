@@ -4,9 +4,13 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { version } from '../../src/index.ts';
 import { dmkit } from '../support/cli.ts';
-import { type Home, home, main } from '../support/home.ts';
+import { type Home, home as homeOf, main } from '../support/home.ts';
+import { dmkitHere } from '../support/in-process.ts';
 import { start } from '../support/process.ts';
 import { makeImage } from '../support/tmp.ts';
+
+/** Commands run in this process: the daemons are real ones. */
+const home = (): Home => homeOf(dmkitHere);
 
 async function gone(pid: number): Promise<void> {
   for (let attempt = 0; attempt < 500; attempt++) {
@@ -55,10 +59,10 @@ describe('the daemon', () => {
   });
 
   test('is one, whoever starts first', async () => {
-    const { call, env } = home();
-    const results = await Promise.all(
-      Array.from({ length: 6 }, (_, index) => call(['create', `d${index}`, '--table', '0 8 zero'])),
-    );
+    const { call, env, folder } = home();
+    const create = (index: number) =>
+      dmkit(['create', `d${index}`, '--table', '0 8 zero'], { env, cwd: folder, timeoutSeconds: 240 });
+    const results = await Promise.all(Array.from({ length: 6 }, (_, index) => create(index)));
     expect(results.map(({ code, stderr }) => [code, stderr])).toEqual(results.map(() => [0, '']));
     expect((await call(['ls'])).stdout.trim().split('\n')).toHaveLength(6);
     const log = readFileSync(join(env.DMKIT_DIR, 'daemon.log'), 'utf8');

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { connectNbd } from '../../src/nbd/index.ts';
-import { dmkit } from '../support/cli.ts';
+import { dmkitHere } from '../support/in-process.ts';
 import { type RunResult, run, start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
@@ -16,7 +16,7 @@ function home() {
   const golden = makeImage(join(folder, 'golden.img'), SECTOR_COUNT);
   const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C' };
   const call = (args: readonly string[], input?: string | Uint8Array): Promise<RunResult> =>
-    dmkit(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
+    dmkitHere(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
   const ok = async (args: readonly string[], input?: string | Uint8Array): Promise<string> => {
     const result = await call(args, input);
     expect(`${result.code} ${result.stderr}`).toMatch(/^0 /);

@@ -21,13 +21,17 @@ export interface Home {
   daemonPid(): Promise<number>;
 }
 
-/** A folder with an image, and a daemon's place in it; a daemon that was started there ends with the test. */
-export function home(): Home {
+/**
+ * A folder with an image, and a daemon's place in it; a daemon that was started there ends with the test.
+ *
+ * @param program runs a command
+ */
+export function home(program: typeof dmkit = dmkit): Home {
   const folder = tempDir('c');
   makeImage(join(folder, 'a.img'), 128);
   const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C' };
   const call: Home['call'] = (args, input) =>
-    dmkit(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
+    program(args, { env, cwd: folder, timeoutSeconds: 240, ...(input === undefined ? {} : { input }) });
   const daemonPid = async (): Promise<number> => {
     const log = readFileSync(join(env.DMKIT_DIR, 'daemon.log'), 'utf8').trim().split('\n');
     return Number(JSON.parse(log.findLast((line) => line.includes('"listening"'))!).pid);
