@@ -14,8 +14,10 @@ export default defineConfig({
     hookTimeout: HANG_MILLISECONDS,
     teardownTimeout: 60_000,
     expect: { poll: { timeout: HANG_MILLISECONDS / 2 } },
+    // What is built is loaded as users load it, not once more compiled.
+    server: { deps: { external: [/\/dist\//] } },
     globalSetup: ['test/support/fresh-build.ts'],
-    setupFiles: ['test/support/file-limit.ts', 'test/support/seed.ts'],
+    setupFiles: ['test/support/file-limit.ts', 'test/support/seed.ts', 'test/support/tmp.ts'],
     reporters: ['default'],
   },
 });

@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { onTestFinished, TestRunner } from 'vitest';
+import { afterAll, onTestFinished, TestRunner } from 'vitest';
 
 const SECTOR_BYTES = 512;
 const keptForFile = new Set<string>();
@@ -13,7 +13,9 @@ function remove(path: string): void {
   rmSync(path, { recursive: true, force: true, maxRetries: 3 });
 }
 
-process.on('exit', () => {
+// vitest ends its forks by a signal: a process's own `exit` would not come. As a setup file this comes first, and so its
+// hook comes last.
+afterAll(() => {
   for (const path of keptForFile) remove(path);
 });
 
