@@ -4,7 +4,9 @@ import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { mangled } from '../block/mangling.ts';
+import { SECTOR_SIZE } from '../block/sector.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
+import { FileDevice } from '../devices/file.ts';
 import { sourceSteps, TableBuilder } from '../table/builder.ts';
 import { runSteps, type Steps } from '../table/steps.ts';
 import type { Table } from '../table/table.ts';
@@ -265,6 +267,7 @@ export class Mapper implements DeviceResolver {
   #openVerified(argument: string, found: string, readOnly: boolean, options: LoadOptions): BlockDevice {
     const lower = this.#lower.open(found, readOnly);
     try {
+      checkHasSector(lower);
       options.verify?.(argument, lower);
     } catch (error) {
       this.#lower.close(lower, readOnly);
@@ -528,6 +531,15 @@ function removedWhileLoading(device: MappedDevice): DmError {
 }
 
 /** Before the first load that succeeds the kernel has no block device, and no node, for a mapped device. */
+/**
+ * The kernel lets a table pass over a device of size zero; but an empty image (a download that failed) would be seen when
+ * losetup makes a device of it, and here every request of the mapped device would fail.
+ */
+function checkHasSector(lower: BlockDevice): void {
+  if (!(lower instanceof FileDevice) || lower.sectorCount > 0) return;
+  throw new DmError(Errno.ENODEV, `${lower.name} has no whole sector: an image has ${SECTOR_SIZE} bytes at least`);
+}
+
 function checkHasNode(device: MappedDevice, argument: string): void {
   if (device.everLoaded) return;
   const errno = /^[0-9]/.test(argument) ? Errno.ENXIO : Errno.ENODEV;
