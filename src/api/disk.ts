@@ -15,6 +15,7 @@ import { Errno } from '../block/errno.ts';
 import { DmError, IoError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
+import { endsTurn } from './turn-budget.ts';
 
 export interface WriteOptions {
   /** Resolve only when the data is durable. */
@@ -138,14 +139,18 @@ export class Disk {
     this.#checkOpen();
     return new Promise((resolve, reject) => {
       this.#inFlightCount++;
+      let isAsking = true;
       queryExtent(this.device, sector, sectorCount, (errno, count, flags) => {
         this.#ended();
         if (errno !== 0) reject(new IoError(errno, 'map', this.name, sector));
         else {
           const hole = (flags & EXTENT_HOLE) !== 0;
-          resolve({ sector, sectorCount: count, hole, zero: (flags & EXTENT_ZERO) !== 0 });
+          const extent = { sector, sectorCount: count, hole, zero: (flags & EXTENT_ZERO) !== 0 };
+          if (isAsking && endsTurn(0)) setImmediate(resolve, extent);
+          else resolve(extent);
         }
       });
+      isAsking = false;
     });
   }
 
@@ -180,12 +185,15 @@ export class Disk {
     if (memory !== undefined) bio.vecs = wholeOf(memory);
     await new Promise<void>((resolve, reject) => {
       this.#inFlightCount++;
+      let isSubmitting = true;
       bio.onEnd = (ended) => {
         this.#ended();
-        if (ended.status === 0) resolve();
-        else reject(ended.toError(this.device));
+        if (ended.status !== 0) reject(ended.toError(this.device));
+        else if (isSubmitting && endsTurn(sectorCount)) setImmediate(resolve);
+        else resolve();
       };
       submitBio(bio);
+      isSubmitting = false;
     });
   }
 }

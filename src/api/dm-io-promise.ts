@@ -1,5 +1,6 @@
 // dm-io as a promise, for programs. Below here nothing knows one.
 import type { DmIoRegion, DmIoRequest } from '../dm-io/index.ts';
+import { endsTurn } from './turn-budget.ts';
 
 /**
  * dmIo as a promise: resolves when every region is done, rejects when one of them failed.
@@ -23,13 +24,16 @@ import type { DmIoRegion, DmIoRequest } from '../dm-io/index.ts';
  */
 export async function dmIoPromise(request: Omit<DmIoRequest, 'notify'>, regions: readonly DmIoRegion[]): Promise<void> {
   await new Promise<void>((resolve, reject) => {
+    let isSubmitting = true;
     const fn = (_errorBits: bigint, _context: unknown, error: Error | null): void => {
-      if (error === null) resolve();
-      else reject(error);
+      if (error !== null) reject(error);
+      else if (isSubmitting && endsTurn(regions[0]!.count)) setImmediate(resolve);
+      else resolve();
     };
     const { op, flags = 0, memory, client } = request;
     // Written out and not spread: every request then has one shape, which is worth a microsecond.
     const whole = memory === undefined ? { op, flags, notify: { fn } } : { op, flags, memory, notify: { fn } };
     client.io(whole, regions);
+    isSubmitting = false;
   });
 }
