@@ -1,4 +1,5 @@
 // The engines of one reactor, and the choice among them for each file that is opened.
+import { isMainThread } from 'node:worker_threads';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import type { Reactor } from '../block/reactor.ts';
@@ -19,6 +20,18 @@ export { type Engine, EngineFile, type EngineKind, type FileKind } from './engin
 export type { Libc } from './libc.ts';
 export { directIoOf, type EngineChoice } from './probe.ts';
 export type { RingCounters } from './ring.ts';
+
+let isRingAllowed = isMainThread;
+
+/**
+ * Lets 'auto' use the ring in this worker. It must never be terminated while requests are under way, unless the process ends
+ * too: nothing waits for a ring then. The kernel would write to memory that the worker's end has freed, and koffi's watch
+ * would call a thread that can run no code any more, which aborts the process. For calls on threads the end of a worker
+ * waits.
+ */
+export function allowRing(): void {
+  isRingAllowed = true;
+}
 
 const ENGINE_CHOICES: readonly string[] = ['auto', 'direct', 'ring', 'portable'];
 
@@ -166,8 +179,8 @@ export class EngineSet {
       this.#direct ??= new DirectEngine(options);
       return this.#direct;
     }
-    const carrier = this.#carrierFor(libc);
-    if (this.choice === 'ring' || isRingBest(kind, directIo)) {
+    const carrier = this.choice === 'ring' || isRingAllowed ? this.#carrierFor(libc) : null;
+    if (carrier !== null && (this.choice === 'ring' || isRingBest(kind, directIo))) {
       const reason = carrier.prepare();
       if (reason === null) {
         this.#ring ??= new RingEngine({ ...options, carrier });

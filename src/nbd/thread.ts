@@ -3,6 +3,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { DeviceMapper } from '../api/device-mapper.ts';
 import type { Disk } from '../api/disk.ts';
+import { allowRing } from '../engine/index.ts';
 import { allowSocketCalls } from '../engine/socket-calls.ts';
 import { closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
@@ -75,8 +76,10 @@ function stop(server: NbdServer): void {
 }
 
 try {
+  // threads.ts ends this thread only when it has no connections and no requests, or with the process.
+  allowRing();
   const server = await build();
-  // Its descriptors are closed by nothing but itself: threads.ts ends it only when it has none, or with the process.
+  // Its descriptors are closed by nothing but itself.
   allowSocketCalls();
   port.on('message', (message: ToThread) => {
     if (message.kind === 'connection') accept(server, message.fd, message.peer);

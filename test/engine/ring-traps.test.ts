@@ -5,6 +5,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { describe, expect, it, TestRunner } from 'vitest';
+import { itPeer, peer } from '../support/peers.ts';
 import { run, start } from '../support/process.ts';
 import { tempDir } from '../support/tmp.ts';
 import { ENGINES } from './harness.ts';
@@ -36,6 +37,29 @@ describe.runIf(ENGINES.includes('ring') && existsSync(dist))('with reads in flig
   it('worker.terminate ends, and cancels them', async () => {
     const result = await run(process.execPath, [child('terminate'), pipe()], { timeoutSeconds: 240, env });
     expect(result).toMatchObject({ code: 0, stdout: 'cancelled\n' });
+  });
+
+  it('worker.terminate waits for reads of files, and nothing writes to memory that it has freed', async () => {
+    const image = join(tempDir('ring'), 'image');
+    writeFileSync(image, Buffer.alloc(16 << 20));
+    const args = [child('terminate-files'), image, 'always', '3'];
+    const result = await run(process.execPath, args, { timeoutSeconds: 60, env: { ...env, DMKIT_ENGINE: 'auto' } });
+    expect(result).toMatchObject({ code: 0, stdout: 'ended\n', stderr: '' });
+  });
+
+  itPeer(['nbdkit', 'nbdfuse', 'fuse'], 'so it does for a file whose reads take long', async () => {
+    const folder = tempDir('ring');
+    const script = [
+      `${peer('nbdfuse')} image "$uri" & pid=$!`,
+      'for i in $(seq 100); do [ -s image ] && break; sleep 0.1; done',
+      `"${process.execPath}" "${child('terminate-files')}" "$PWD/image" never 1; code=$?`,
+      'kill $pid; wait $pid; exit $code',
+    ].join('\n');
+    writeFileSync(join(folder, 'image'), '');
+    const args = ['-U', '-', '--filter=delay', 'memory', '16M', 'rdelay=1', '--run', script];
+    const options = { cwd: folder, timeoutSeconds: 60, env: { ...env, DMKIT_ENGINE: 'auto' } };
+    const result = await run(peer('nbdkit'), args, options);
+    expect(result).toMatchObject({ code: 0, stdout: 'ended\n' });
   });
 
   it('memory that is dropped, transferred or collected stays where it is', async () => {
