@@ -84,7 +84,7 @@ async function writeAndVerify(uri: string, index: number, isOver: () => boolean)
     await disk.write((first + sector) * 512, Buffer.alloc(512, versions[sector]!));
   };
   for (let sector = 0; sector < CLIENT_SECTORS; sector++) await write(sector);
-  while (!isOver()) {
+  while (!isOver() || count === 0) {
     // Eight different sectors at one time, some written, some read.
     const start = Math.floor(random() * (CLIENT_SECTORS - 8));
     await Promise.all(
