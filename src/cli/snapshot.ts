@@ -80,16 +80,17 @@ function printJson(value: unknown): void {
 
 /** The commands that do the same by hand. */
 function commandsOf(plans: readonly SnapshotPlan[]): string[] {
-  const create = ({ name, table }: PlannedDevice): string => `dmkit create ${quoted(name)} --table ${quoted(table)}`;
+  const create = ({ name, table }: PlannedDevice): string =>
+    `dmkit create ${quoted(shownName(name))} --table ${quoted(table)}`;
   const suspends = [...new Set(plans.flatMap((plan) => plan.suspends))];
   return [
     ...plans.flatMap(({ cow, cowByteLength, makesCow, growsCow }) =>
       makesCow || growsCow ? [`truncate -s ${cowByteLength} ${quoted(cow)}`] : [],
     ),
     ...new Set(plans.flatMap(({ originDevice }) => (originDevice === null ? [] : [create(originDevice)]))),
-    ...suspends.map((name) => `dmkit suspend ${quoted(name)}`),
+    ...suspends.map((name) => `dmkit suspend ${quoted(shownName(name))}`),
     ...plans.map(({ overlay }) => create(overlay)),
-    ...suspends.map((name) => `dmkit resume ${quoted(name)}`),
+    ...suspends.map((name) => `dmkit resume ${quoted(shownName(name))}`),
   ];
 }
 

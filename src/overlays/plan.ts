@@ -4,6 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { escapeArgument } from '../block/escape.ts';
+import { isMangled, unmangled } from '../block/mangling.ts';
 import { MAX_SECTOR_COUNT, SECTOR_SIZE } from '../block/sector.ts';
 import type { ControlHost } from '../control/core/host.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
@@ -58,6 +59,12 @@ function byteLengthOf(path: string, stat: Stats): number {
 /** `name`, as one of dmkit's devices; null where there is none. */
 function deviceNamed(host: ControlHost, name: string): MappedDevice | null {
   return host.mapper.has(name) ? host.mapper.get(name) : null;
+}
+
+/** A name that dmsetup mangled, as it was given; one that would lead elsewhere stays as it is. */
+function fileNameOf(name: string): string {
+  const given = isMangled(name) ? unmangled(name) : name;
+  return /[/\0]/.test(given) ? name : given;
 }
 
 function findOrigin(host: ControlHost, origin: string, folder: string): OriginFound {
@@ -159,7 +166,7 @@ function findCow(options: OverlayOptions, origin: OriginFound, folder: string): 
   if (cow === undefined && place === null) {
     throw invalid('the origin is no image: say where the store goes, with a file or a folder for it');
   }
-  const path = cow === undefined ? join(resolve(folder, place!), `${name}.cow`) : resolve(folder, cow);
+  const path = cow === undefined ? join(resolve(folder, place!), `${fileNameOf(name)}.cow`) : resolve(folder, cow);
   const stat = statOf(path);
   if (stat !== null && cow === undefined) {
     throw new DmError(Errno.EEXIST, `${path} is there already: name it as the store to go on with it, or delete it`);

@@ -129,7 +129,7 @@ describe('create', () => {
       /chunk of 3 sectors: Chunk size is not a power of 2/,
     );
     expect(await create('golden.img', 'vm', '--store', 'transient', '--lazy-commit')).toMatch(/commits nothing/);
-    expect(await create('golden.img', 'a/b')).toMatch(/no name for a device/);
+    expect(await create('golden.img', 'a/b')).toMatch(/the name "a\/b" has a slash/);
     expect(await create('golden.img', 'vm', '--cow', 'golden.img')).toMatch(/holds something that is no store/);
     expect(await create('golden.img', 'vm', '--cow-folder', 'nosuch')).toMatch(/nosuch\/vm.cow: No such file/);
     expect(await create('golden.img', 'x', '--origin-name', 'x')).toMatch(/overlay and its origin at once/);
