@@ -1,5 +1,6 @@
 // An image file as a device.
 import fs from 'node:fs';
+import { dirname } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { defaultLimits, type QueueLimits, UNLIMITED_SECTOR_COUNT } from '../block/limits.ts';
@@ -8,11 +9,41 @@ import type { EngineFile, Libc } from '../engine/index.ts';
 import { EngineDevice } from './engine-device.ts';
 
 const FALLOC_FL_PUNCH_HOLE_KEEP_SIZE = 3;
+/** With O_DIRECTORY, as Linux wants it. */
+const O_TMPFILE = 0o20_000_000 | fs.constants.O_DIRECTORY;
 const PROBE_BYTE_LENGTH = 4096n;
 const MAX_FILE_OFFSET = 2n ** 63n - 1n;
 
-/** True unless the file system says that it makes no holes. Asks behind the end of the file, where nothing is. */
+/**
+ * True unless the file system says that it makes no holes. A nameless file beside this one is asked: a question to the file
+ * itself changes its time of modification, by which a store knows that its origin was written. Only where there can be no
+ * such file, it is asked itself, behind its end, where nothing is.
+ */
 export function takesHoles(libc: Libc, fd: number): boolean {
+  const nameless = openNameless(fd);
+  if (nameless === null) return punches(libc, fd);
+  try {
+    return punches(libc, nameless);
+  } finally {
+    fs.closeSync(nameless);
+  }
+}
+
+/** A file without a name on the file system of `fd`; null where that can't be. */
+function openNameless(fd: number): number | null {
+  let nameless: number | null = null;
+  try {
+    const folder = dirname(fs.readlinkSync(`/proc/self/fd/${fd}`));
+    nameless = fs.openSync(folder, O_TMPFILE | fs.constants.O_RDWR, 0o600);
+    if (fs.fstatSync(nameless, { bigint: true }).dev === fs.fstatSync(fd, { bigint: true }).dev) return nameless;
+  } catch {
+    // No such system, no such file system, or a folder that is not ours to write.
+  }
+  if (nameless !== null) fs.closeSync(nameless);
+  return null;
+}
+
+function punches(libc: Libc, fd: number): boolean {
   const { size } = fs.fstatSync(fd, { bigint: true });
   const offset = ((size + PROBE_BYTE_LENGTH - 1n) / PROBE_BYTE_LENGTH) * PROBE_BYTE_LENGTH;
   if (offset + PROBE_BYTE_LENGTH > MAX_FILE_OFFSET) return true;

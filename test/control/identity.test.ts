@@ -329,6 +329,17 @@ describe('a store that was kept', () => {
     expect((await readAll(client, 'v')).equals(content)).toBe(true);
   });
 
+  test('goes on after its origin was opened for writing and not written', async () => {
+    const { world, client, content, again } = await kept();
+    await client.snapshots.drop('v');
+    for (const table of [mapping(world.image('a')), linear(world.image('a'))]) {
+      await client.create('d', table);
+      await client.remove('d');
+    }
+    expect((await again()).notices).toEqual([]);
+    expect((await readAll(client, 'v')).equals(content)).toBe(true);
+  });
+
   test('is refused after a merge into its origin, and the merge names it', async () => {
     const { world, client, again } = await kept();
     await client.snapshots.drop('v');
