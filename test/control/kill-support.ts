@@ -1,7 +1,7 @@
 // Worlds for kill tests: a folder of images, a daemon in a process of its own, and the whole state of both as plain data
 // that can be compared. strace kills the daemon at a system call that is named by its number.
 import { createHash } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { onTestFinished } from 'vitest';
@@ -105,6 +105,7 @@ export class World {
   async state(client: DaemonClient): Promise<WorldState> {
     const devices: WorldState['devices'] = {};
     const list = await client.list();
+    const isAnySuspended = list.some(({ suspended }) => suspended);
     const nameOf = new Map(list.map(({ name, major, minor }) => [`${major}:${minor}`, name]));
     for (const status of list) {
       const lines = await client.table(status.name);
@@ -120,7 +121,8 @@ export class World {
         deferredRemove: status.deferredRemove,
         table: lines.map(words),
         waiting: waiting.map(words),
-        content: status.suspended || !status.live ? 'not read' : await contentOf(client, status.name),
+        // Below one that is live another may be suspended.
+        content: isAnySuspended || !status.live ? 'not read' : await contentOf(client, status.name),
       };
     }
     return { devices, files: this.files() };
@@ -134,6 +136,11 @@ export class World {
       files[name] = name.endsWith('.img') ? hashOf(readFileSync(path)) : `${statSync(path).size} bytes`;
     }
     return files;
+  }
+
+  /** Deletes everything but the images. */
+  clearStores(): void {
+    for (const name of readdirSync(this.images)) if (!name.endsWith('.img')) rmSync(join(this.images, name));
   }
 
   /** Files of the daemon's folder that a killed one left behind. */
