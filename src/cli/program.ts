@@ -1,5 +1,5 @@
 // dmkit's own subcommands, their options and their help. A subcommand's file is loaded when it runs.
-import { Command, CommanderError, Option } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { version } from '../block/version.ts';
 import { addControlCommands } from './control-program.ts';
 import type { CopyCommandOptions } from './copy.ts';
@@ -22,6 +22,13 @@ function tableOptions(command: Command): Command {
     .hook('preAction', (self) => void self.setOptionValue('tables', tables));
 }
 
+/** An option of which the last one would win without a word. */
+function onlyOnce(value: string, before: string | undefined): string {
+  if (before !== undefined)
+    throw new InvalidArgumentError(`One server listens at one address, and ${before} was given before.`);
+  return value;
+}
+
 function buildProgram(setExitCode: (code: number) => void): Command {
   const program = new Command('dmkit')
     .description("Linux device mapper's block services in user space: no root, no kernel module.")
@@ -33,7 +40,11 @@ function buildProgram(setExitCode: (code: number) => void): Command {
     .description('build devices out of tables and serve them over NBD, in the foreground')
     .argument('<name...>', 'names of the devices; each has its own --table or --table-file, in the same order')
     .option('--read-only', 'nothing can be written through any device')
-    .option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT; without it, a Unix socket in a new folder')
+    .addOption(
+      new Option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT; without it, a Unix socket in a new folder').argParser(
+        onlyOnce,
+      ),
+    )
     .option('--allow-remote', 'let --nbd name a TCP address that other machines reach')
     .addOption(
       new Option('--tls <mode>', 'encrypt: require where credentials are given, else off').choices([
@@ -99,8 +110,8 @@ DEVICE is an image, a block device, MAJOR:MINOR, /dev/mapper/NAME of a device na
 Connections are shared out to threads (--threads) where all lines are linear, striped, zero or error over images and
 block devices.
 
-The command prints a URI for each device when it is ready. SIGINT or SIGTERM stops it: no new client, what is in
-flight is finished and flushed. Started with a listening socket (LISTEN_FDS), it serves that and prints nothing.
+The command prints a URI for each device when it is ready, with the absolute path of its socket. SIGINT, SIGTERM or SIGHUP
+stops it: no new client, what is in flight is finished and flushed. Under nohup SIGHUP is ignored. Started with a listening socket (LISTEN_FDS), it serves that and prints nothing.
 
 Examples:
   dmkit serve disk --table '0 204800 linear a.img 0'

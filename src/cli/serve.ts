@@ -11,8 +11,11 @@ import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveN
 import type { NbdTlsOptions } from '../nbd/tls.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
+
 import { quoted } from './exec.ts';
+import { isHangUpIgnored } from './hang-up.ts';
 import { printed } from './output.ts';
+
 import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
 
@@ -146,6 +149,8 @@ function stopSignal(): Promise<void> {
       resolve();
     };
     for (const signal of STOP_SIGNALS) process.on(signal, onSignal);
+    // As under nohup: it is ignored by a process that was started so.
+    if (isHangUpIgnored()) process.removeListener('SIGHUP', onSignal).on('SIGHUP', () => {});
   });
 }
 
@@ -165,9 +170,23 @@ function parentGone(): Promise<void> {
   });
 }
 
-/** A socket in a folder of its own that only this user can enter, where no address was given. */
+/**
+ * A folder of its own for the socket that only this user can enter, where no address was given.
+ *
+ * @throws DmError naming each folder that was tried
+ */
 function privateSocketFolder(): string {
-  return mkdtempSync(join(process.env.XDG_RUNTIME_DIR ?? tmpdir(), 'dmkit-'));
+  const tried: string[] = [];
+  const { XDG_RUNTIME_DIR: runtimeFolder } = process.env;
+  for (const parent of [...(runtimeFolder ? [runtimeFolder] : []), tmpdir()]) {
+    try {
+      return mkdtempSync(join(resolve(parent), 'dmkit-'));
+    } catch (error) {
+      tried.push(`${parent}: ${errnoMessage(errnoFromException(error))}`);
+    }
+  }
+  const advice = 'set TMPDIR to a folder that can be written to, or name a socket with --nbd unix:PATH';
+  throw new DmError(Errno.ENOENT, `there is no folder for the socket (${tried.join('; ')}): ${advice}`);
 }
 
 /** @throws DmError EINVAL for options that do not go together */

@@ -29,6 +29,9 @@ import { changed } from './core/waiting.ts';
 import { type Kin, kinOf } from './kin.ts';
 import type { LostReply, Restored } from './types.ts';
 
+const BUSY_ATTEMPTS = 10;
+const BUSY_MILLISECONDS = 100;
+
 /** A lost device as the journal has it. */
 export interface LostRecord {
   device: DeviceRecord;
@@ -265,7 +268,7 @@ class Restoring {
     for (let progress = true; progress && waiting.length > 0; ) {
       const failed: DeviceRecord[] = [];
       for (const record of waiting) {
-        const error = await this.#make(record);
+        const error = await this.#makePatiently(record);
         this.#result(record).error = error;
         if (error !== null) failed.push(record);
       }
@@ -290,6 +293,16 @@ class Restoring {
       ]),
     );
     return true;
+  }
+
+  /** A daemon that was killed in the middle of its I/O keeps its locks until the kernel has ended that. */
+  async #makePatiently(record: DeviceRecord): Promise<string | null> {
+    for (let attempt = 1; ; attempt++) {
+      const error = await this.#make(record);
+      const isBusy = error !== null && error.endsWith(`(${errnoMessage(Errno.EBUSY)})`);
+      if (!isBusy || attempt >= BUSY_ATTEMPTS || this.#context.signal?.aborted) return error;
+      await new Promise((resolve) => setTimeout(resolve, BUSY_MILLISECONDS));
+    }
   }
 
   /** @returns why it could not be made; null where it was */

@@ -1,5 +1,6 @@
 // Serving the devices of a DeviceMapper over NBD: listening, one export a device, and the end of it.
 
+import { resolve } from 'node:path';
 import type { DeviceMapper } from '../api/device-mapper.ts';
 import type { Disk } from '../api/disk.ts';
 import { Errno, errnoFromException } from '../block/errno.ts';
@@ -11,6 +12,7 @@ import { NbdServer, type NbdServerOptions } from './server/server.ts';
 import { NbdThreads } from './threads.ts';
 import { type NbdTlsOptions, serverTls, tlsUriParts } from './tls.ts';
 
+const MAX_PORT = 65535;
 /** Each has a heap of its own. */
 export const MAX_THREAD_COUNT = 64;
 
@@ -66,10 +68,16 @@ export interface NbdService {
  */
 export function parseListenAddress(text: string): ListenAddress {
   if (text.startsWith('unix:') && text.length > 5) return { unix: text.slice(5) };
-  const tcp = /^tcp:(?:\[([^\]]+)\]|([^:]+)):([0-9]{1,5})$/.exec(text);
-  const port = Number(tcp?.[3]);
-  if (tcp === null || port > 65535) {
-    throw new DmError(Errno.EINVAL, `"${text}" is no address to listen at: unix:PATH or tcp:HOST:PORT`);
+  const tcp = /^tcp:(?:\[([^\]]+)\]|([^:]+)):([0-9]+)$/.exec(text);
+  if (tcp === null) {
+    throw new DmError(Errno.EINVAL, `cannot listen at "${text}": an address is unix:PATH or tcp:HOST:PORT`);
+  }
+  const port = Number(tcp[3]);
+  if (port > MAX_PORT) {
+    throw new DmError(
+      Errno.EINVAL,
+      `cannot listen at "${text}": ports go from 1 to ${MAX_PORT}, and 0 takes a free one`,
+    );
   }
   return { host: (tcp[1] ?? tcp[2])!, port };
 }
@@ -82,6 +90,12 @@ export function isRemote(address: ListenAddress): boolean {
 function listenAddress({ listen: where, allowRemote = false }: ServeNbdOptions): ListenAddress {
   const address = typeof where === 'string' ? parseListenAddress(where) : where;
   return 'host' in address && typeof where === 'string' ? { ...address, allowRemote } : address;
+}
+
+function listenText(address: ListenAddress): string {
+  if ('unix' in address) return address.unix;
+  if ('fd' in address) return `descriptor ${address.fd}`;
+  return `${address.host.includes(':') ? `[${address.host}]` : address.host}:${address.port}`;
 }
 
 function listen(
@@ -100,9 +114,7 @@ function listen(
       (error, listener) => {
         if (listener !== null) resolve(listener);
         else
-          reject(
-            new DmError(errnoFromException(error), `cannot listen: ${error?.message}`, undefined, { cause: error }),
-          );
+          reject(new DmError(errnoFromException(error), `cannot listen at ${listenText(address)}: ${error?.message}`));
       },
     );
   });
@@ -127,14 +139,14 @@ function planThreads(dm: DeviceMapper, names: readonly string[], options: ServeN
  * @example
  * ```ts
  * const service = await serveNbd(dm, { listen: 'unix:disk.sock' });
- * console.log(service.uri('disk')); // nbd+unix:///disk?socket=disk.sock
+ * console.log(service.uri('disk')); // nbd+unix:///disk?socket=/home/user/disk.sock
  * await service.close();
  * ```
  */
 export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Promise<NbdService> {
   const address = listenAddress(options);
   const tls = options.tls === undefined ? null : serverTls(options.tls);
-  const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls);
+  const uriParts = options.tls === undefined ? {} : tlsUriParts(options.tls, isRemote(address));
   const names = options.names ?? dm.mapper.list().map((device) => device.dmName);
   const readOnly = options.readOnly ?? false;
   const { threadWaitMilliseconds: threadWait = 0 } = options;
@@ -175,9 +187,15 @@ export async function serveNbd(dm: DeviceMapper, options: ServeNbdOptions): Prom
   }
 }
 
+/** For a URI: no client can connect to the address that stands for all of this machine. */
+function reachableHost(host: string): string {
+  if (host === '0.0.0.0') return '127.0.0.1';
+  return host === '::' ? '::1' : host;
+}
+
 function placeOf(address: ListenAddress, listener: Listener): Pick<NbdUri, 'socket' | 'host' | 'port'> {
-  if ('unix' in address) return { socket: address.unix };
-  if ('host' in address) return { host: address.host, port: listener.port };
+  if ('unix' in address) return { socket: resolve(address.unix) };
+  if ('host' in address) return { host: reachableHost(address.host), port: listener.port };
   throw new DmError(Errno.EINVAL, `whoever made the socket ${listener.address} knows its address`);
 }
 

@@ -43,13 +43,14 @@ export function serverTls(options: NbdTlsOptions): ServerTls {
 
 /**
  * What a client's URI must say to be let in: parameters for a URI on this machine, for servers that require TLS.
- * The first key is taken.
+ * The first key is taken. With an address for other machines it names no files: they have their own.
  */
-export function tlsUriParts(options: NbdTlsOptions): Pick<NbdUri, 'tls' | 'user' | 'parameters'> {
+export function tlsUriParts(options: NbdTlsOptions, isRemote: boolean): Pick<NbdUri, 'tls' | 'user' | 'parameters'> {
   if (options.mode === 'allow') return {};
+  const [first] = options.psk === undefined ? [] : readPskFile(options.psk).keys();
+  if (isRemote) return { tls: true, ...(first === undefined ? {} : { user: first }) };
   if (options.certificates !== undefined) {
     return { tls: true, parameters: new Map([['tls-certificates', options.certificates]]) };
   }
-  const [user] = readPskFile(options.psk!).keys();
-  return { tls: true, user: user!, parameters: new Map([['tls-psk-file', options.psk!]]) };
+  return { tls: true, user: first!, parameters: new Map([['tls-psk-file', options.psk!]]) };
 }

@@ -63,7 +63,7 @@ export class Merges {
   async merge(name: string, deleteCow: boolean, context: RequestContext): Promise<DroppedOverlay> {
     let running = this.#running.get(name);
     if (running === undefined) running = this.#start(name, await this.#begin(name, deleteCow, context));
-    else if (deleteCow) running.record.deleteCow = true;
+    else if (deleteCow) await this.#wishDeletion(running.record);
     return waitFor(running, name, context);
   }
 
@@ -104,7 +104,7 @@ export class Merges {
     const { mapper } = this.#plane.host;
     const known = this.#records.get(name);
     if (known !== undefined) {
-      if (deleteCow) known.deleteCow = true;
+      if (deleteCow) await this.#wishDeletion(known);
       await this.#restartFailed(this.#deviceOf(known));
       return known;
     }
@@ -125,6 +125,13 @@ export class Merges {
     return origin === undefined
       ? this.#becomeMerge(device, overlay, deleteCow, context)
       : this.#mergeIn(origin, device, overlay, deleteCow, context);
+  }
+
+  /** A later caller wants the store deleted at the end. */
+  async #wishDeletion(record: MergeRecord): Promise<void> {
+    if (record.deleteCow) return;
+    await this.#plane.journal?.commit(this.#keyOf({ ...record, deleteCow: true }));
+    record.deleteCow = true;
   }
 
   #remember(
@@ -314,27 +321,46 @@ export class Merges {
     const overlay = overlayOf(device);
     await this.#removeOthers(device, overlay);
     const stale = staleStores(this.#plane, overlay.origin.device, overlay.cow);
-    const bumped = written(this.#plane, overlay.origin.device);
-    const deleted = await this.#plane.change({}, async (transaction) => {
-      const dropping = new OverlayDropping(this.#plane, transaction);
-      const isDeleted = record.deleteCow && dropping.deleteFile(overlay.cow, device);
-      if (journal?.values.has(MERGE_PREFIX + record.name)) transaction.keys.set(MERGE_PREFIX + record.name, null);
-      for (const [key, count] of bumped) transaction.keys.set(key, count);
-      if (record.mapsOrigin) await this.#becomeOrigin(transaction, device, overlay);
-      else transaction.remove(device);
-      return isDeleted;
-    });
+    const transaction = new Transaction(this.#plane.host, {});
+    const dropping = new OverlayDropping(this.#plane, transaction);
+    let deleted = false;
+    try {
+      deleted = record.deleteCow && dropping.deleteFile(overlay.cow, device);
+      const keys = transaction.keys;
+      if (journal?.values.has(MERGE_PREFIX + record.name)) keys.set(MERGE_PREFIX + record.name, null);
+      for (const [key, count] of written(this.#plane, overlay.origin.device)) keys.set(key, count);
+      if (record.mapsOrigin) await this.#foretellOrigin(transaction, device, overlay);
+      else {
+        transaction.remove(device);
+        await journal?.commit(new Map([...keys, [DEVICE_PREFIX + idOf(device), null]]));
+      }
+    } catch (error) {
+      await transaction.rollBack();
+      throw error;
+    }
     this.#records.delete(record.name);
+    if (record.mapsOrigin) {
+      try {
+        await changed(undefined, (done) => this.#plane.host.mapper.resume(device, {}, done));
+      } finally {
+        await this.#plane.note(device);
+      }
+    }
+    await transaction.finish();
     return { name: record.name, cow: record.cow, deleted, stale };
   }
 
-  /** The device goes on as the mapping of its origin. */
-  async #becomeOrigin(transaction: Transaction, device: MappedDevice, overlay: Snapshot): Promise<void> {
+  /**
+   * The device goes on as the mapping of its origin. A swap can't be undone, and a write to the origin that came before the
+   * journal knew of it would make the store look like that of another content: so the journal hears of it first.
+   */
+  async #foretellOrigin(transaction: Transaction, device: MappedDevice, overlay: Snapshot): Promise<void> {
     const { begin: sector, sectorCount } = overlay.target;
     const params = escapeArgument(overlay.origin.device.name);
     const table = [{ sector, sectorCount, type: 'snapshot-origin', params }];
     await transaction.load(device, table, reopening(this.#plane.host, device.table!));
-    await transaction.resume(device);
+    const live = await describeTable(device.inactiveTable, this.#plane.host);
+    await this.#plane.foretell(device, { live, inactive: null, suspended: false, suspension: null }, transaction.keys);
   }
 
   /** Overlays that have handed their store over to the merge. */

@@ -78,12 +78,28 @@ export function bindUnixSocket(server: Server, path: string, mode: number, done:
   bindInFolder(server, place, mode, done);
 }
 
+/** Why no socket can be made in `folder`, without the temporary name that was tried there. */
+function folderError(error: NodeJS.ErrnoException, folder: string): Error {
+  switch (error.code) {
+    case 'ENOENT':
+      return codedError('ENOENT', `the folder ${folder} does not exist`);
+    case 'ENOTDIR':
+      return codedError('ENOTDIR', `${folder} is not a folder`);
+    case 'EACCES':
+    case 'EPERM':
+    case 'EROFS':
+      return codedError(error.code, `no file can be made in the folder ${folder} (${error.code})`);
+    default:
+      return error;
+  }
+}
+
 function bindInFolder(server: Server, place: string, mode: number, done: Done): void {
   let folder: string;
   try {
     folder = mkdtempSync(join(dirname(place), FOLDER_PREFIX)); // mode 0700
   } catch (error) {
-    done(error as Error, null);
+    done(folderError(error as NodeJS.ErrnoException, dirname(place)), null);
     return;
   }
   const finish: Done = (error, file) => {

@@ -1,9 +1,11 @@
 // dmkit serve as a user sees it: refusals, exit codes, what is left behind.
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { connectNbd } from '../../src/nbd/index.ts';
 import { dmkit, serve } from '../support/cli.ts';
+import { run, start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
 function imageFolder(): { folder: string; image: string; table: string } {
@@ -57,7 +59,16 @@ describe('arguments', () => {
     [['serve'], /missing required argument 'name'/],
     [['serve', 'x'], /1 name \(x\) but 0 of --table/],
     [['serve', 'x', 'y', '--table', '0 8 zero'], /2 names \(x, y\) but 1 of --table/],
-    [['serve', 'x', '--table', '0 8 zero', '--nbd', 'bogus'], /"bogus" is no address/],
+    [['serve', 'x', '--table', '0 8 zero', '--nbd', 'bogus'], /cannot listen at "bogus": an address is unix:PATH or/],
+    [
+      ['serve', 'x', '--table', '0 8 zero', '--nbd', 'tcp:127.0.0.1:99999'],
+      /"tcp:127.0.0.1:99999": ports go from 1 to 65535/,
+    ],
+    [
+      ['serve', 'x', '--table', '0 8 zero', '--nbd', 'unix:/nodir/s'],
+      /^dmkit: cannot listen at \/nodir\/s: the folder \/nodir does not exist\n$/,
+    ],
+    [['serve', 'x', '--table', '0 8 zero', '--nbd', 'unix:a', '--nbd', 'unix:b'], /unix:a was given before/],
     [['serve', 'x', '--table', '0 8 zero', '--nbd', 'tcp:8.8.8.8:1'], /loopback/],
     [['serve', 'x', '--table', '0 8 zero', '--bogus'], /unknown option '--bogus'/],
     [['serve', 'a/b', '--table', '0 8 zero'], /Name "a\/b" invalid. It contains "\/"/],
@@ -98,6 +109,57 @@ describe('running', () => {
     expect(second).toBe(`nbd+unix:///a-b?socket=${socket}`);
     expect(mode).toBe('drwx------');
     expect(readdirSync(folder)).toEqual(['a.img']);
+  });
+
+  test('the URI of a relative socket can be used from every folder', async () => {
+    const { folder, table } = imageFolder();
+    const { uris } = await serve(['d', '--table', table, '--nbd', 'unix:s'], { cwd: folder });
+    expect(uris).toEqual([`nbd+unix:///d?socket=${folder}/s`]);
+  });
+
+  test('without a folder for temporary files it says which are missing, or takes another', async () => {
+    const { folder, table } = imageFolder();
+    const missing = join(folder, 'missing');
+    const args = ['serve', 'd', '--table', table, '--run', 'true'];
+    const refused = await dmkit(args, { env: { XDG_RUNTIME_DIR: missing, TMPDIR: missing } });
+    expect([refused.code, refused.stderr]).toEqual([
+      1,
+      expect.stringMatching(/^dmkit: there is no folder.*TMPDIR.*\n$/),
+    ]);
+    expect(refused.stderr).toContain(`${missing}: No such file or directory`);
+    const served = await dmkit(args, { env: { XDG_RUNTIME_DIR: missing, TMPDIR: folder } });
+    expect([served.code, served.stderr]).toEqual([0, '']);
+  });
+
+  test('in a folder that was deleted, absolute paths work and relative ones get a sentence', async () => {
+    const { folder, image } = imageFolder();
+    const script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"';
+    const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+    const serveOf = (path: string) =>
+      run(
+        'sh',
+        ['-c', script, 'sh', process.execPath, main, 'serve', 'd', '--table', `0 8 linear ${path} 0`, '--run', 'true'],
+        { cwd: folder },
+      );
+    // The shell of --run may say for itself that its folder is gone.
+    expect((await serveOf(image)).code).toBe(0);
+    const refused = await serveOf('a.img');
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('the working folder was deleted')]);
+    expect(refused.stderr).not.toMatch(/\n {4}at /);
+  });
+
+  test('a hang-up that was ignored at the start is ignored', async () => {
+    const { folder, table } = imageFolder();
+    const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+    const args = ['-c', 'trap "" HUP; "$@" & wait', 'sh', process.execPath, main, 'serve', 'd', '--table', table];
+    const server = await start('sh', [...args, '--nbd', `unix:${folder}/s`], { ready: /^nbd/m });
+    const child = Number(readFileSync(`/proc/${server.pid}/task/${server.pid}/children`, 'utf8').trim());
+    process.kill(child, 'SIGHUP');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const client = await connectNbd(`nbd+unix:///d?socket=${folder}/s`);
+    await client.close();
+    process.kill(child, 'SIGTERM');
+    expect(await server.exited).toBe(0);
   });
 
   test('a command that a signal ends gives 128 and the signal’s number', async () => {
@@ -159,7 +221,10 @@ describe('running', () => {
     const { folder, table } = imageFolder();
     const first = await serve(['d', '--table', table, '--nbd', `unix:${folder}/s`]);
     const refused = await dmkit(['serve', 'z', '--table', '0 8 zero', '--nbd', `unix:${folder}/s`]);
-    expect([refused.code, refused.stderr]).toEqual([1, expect.stringMatching(/cannot listen/)]);
+    expect([refused.code, refused.stderr]).toEqual([
+      1,
+      expect.stringMatching(/^dmkit: cannot listen at \S+: [^\n]+\n$/),
+    ]);
     process.kill(first.pid, 'SIGKILL');
     await first.exited;
     expect(existsSync(join(folder, 's'))).toBe(true);

@@ -56,7 +56,14 @@ export class Transaction {
   }
 
   async finish(): Promise<void> {
-    for (const step of this.#finish.splice(0)) await step();
+    for (const step of this.#finish.splice(0)) {
+      try {
+        await step();
+      } catch (error) {
+        // The change is for good already: the caller hears that it is done, and what was left.
+        this.context.onNotice?.(`done, but for this: ${(error as Error).message}`);
+      }
+    }
   }
 
   /** Names the part of a compound request that failed, for messages. */
