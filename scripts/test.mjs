@@ -20,7 +20,6 @@ const underNewerNode = [
   'test/cli/exit.test.ts',
   'test/cli/thread-stop.test.ts',
   'test/control/record-file.test.ts',
-  'test/copy/engines.test.ts',
   'test/daemon',
   'test/devices',
   'test/dm-io/memory.test.ts',
