@@ -2,8 +2,8 @@
 // folder, which is how disks go from one side to the other.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { MemoryDevice } from '../src/index.ts';
 import type { DeviceMapper } from '../src/api/device-mapper.ts';
+import { MemoryDevice } from '../src/index.ts';
 import type { Case, DiskSpec } from './case.ts';
 import { diskContent } from './noise.ts';
 

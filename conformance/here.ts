@@ -3,10 +3,10 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { RangeRequest } from '../src/block/zeroout.ts';
-import { DmError, errnoName, TableError } from '../src/index.ts';
 import { DeviceMapper } from '../src/api/device-mapper.ts';
 import type { Disk } from '../src/api/disk.ts';
+import { RangeRequest } from '../src/block/zeroout.ts';
+import { DmError, errnoName, TableError } from '../src/index.ts';
 import { parseTable } from '../src/table/text.ts';
 import {
   type Case,

@@ -4,7 +4,7 @@
 // With arguments (`npm test -- test/kcopyd`) it runs vitest alone, and the arguments go to vitest; `--checks` runs all but
 // the tests that do I/O (`npm run check`).
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -37,6 +37,9 @@ const underNewerNode = [
 // A short path: the name of a Unix socket has at most 107 bytes.
 const temporary = join(scratch, 't');
 mkdirSync(temporary);
+// As /tmp itself: some tests go on as another user.
+chmodSync(scratch, 0o755);
+chmodSync(temporary, 0o1777);
 
 const minute = 60_000;
 const rows = [];

@@ -299,7 +299,7 @@ class Restoring {
   async #makePatiently(record: DeviceRecord): Promise<string | null> {
     for (let attempt = 1; ; attempt++) {
       const error = await this.#make(record);
-      const isBusy = error !== null && error.endsWith(`(${errnoMessage(Errno.EBUSY)})`);
+      const isBusy = error?.endsWith(`(${errnoMessage(Errno.EBUSY)})`);
       if (!isBusy || attempt >= BUSY_ATTEMPTS || this.#context.signal?.aborted) return error;
       await new Promise((resolve) => setTimeout(resolve, BUSY_MILLISECONDS));
     }

@@ -20,14 +20,24 @@ const MAX_FILE_OFFSET = 2n ** 63n - 1n;
  * such file, it is asked itself, behind its end, where nothing is.
  */
 export function takesHoles(libc: Libc, fd: number): boolean {
+  const answers = answersOf.get(libc) ?? new Map<number, boolean>();
+  answersOf.set(libc, answers);
+  const { dev } = fs.fstatSync(fd);
+  const known = answers.get(dev);
+  if (known !== undefined) return known;
   const nameless = openNameless(fd);
   if (nameless === null) return punches(libc, fd);
   try {
-    return punches(libc, nameless);
+    const answer = punches(libc, nameless);
+    answers.set(dev, answer);
+    return answer;
   } finally {
     fs.closeSync(nameless);
   }
 }
+
+/** By st_dev: file systems do not change their mind. */
+const answersOf = new WeakMap<Libc, Map<number, boolean>>();
 
 /** A file without a name on the file system of `fd`; null where that can't be. */
 function openNameless(fd: number): number | null {

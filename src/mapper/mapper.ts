@@ -84,6 +84,8 @@ export class Mapper implements DeviceResolver {
   readonly #services: TargetServices | undefined;
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
+  /** Where the search for a free minor begins: those below are taken. */
+  #lowestFreeMinor = 0;
   /** Minors that new devices do not get, and the names of the devices that had them. */
   readonly reservedMinors = new Map<number, string>();
   /** Mapped devices that lie below others: for each user the number of its tables. */
@@ -155,7 +157,9 @@ export class Mapper implements DeviceResolver {
       }
       return wanted;
     }
-    let minor = 0;
+    let minor = this.#lowestFreeMinor;
+    while (this.#byMinor.has(minor)) minor++;
+    this.#lowestFreeMinor = minor;
     while (this.#byMinor.has(minor) || this.reservedMinors.has(minor)) minor++;
     if (minor > MAX_MINOR) throw new DmError(Errno.EBUSY, 'every minor number is taken');
     return minor;
@@ -362,6 +366,7 @@ export class Mapper implements DeviceResolver {
   detach(device: MappedDevice): void {
     this.#byName.delete(device.dmName);
     this.#byMinor.delete(device.minor);
+    this.#lowestFreeMinor = Math.min(this.#lowestFreeMinor, device.minor);
   }
 
   /** @throws DmError EBUSY for a device that has to stay as it is */

@@ -1,6 +1,6 @@
 // Stores know their origin: the mark that `snapshot create` writes beside a store's header is compared before the store goes
 // on, and says after a clean end which content of the origin the store belongs to.
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { promisify } from 'node:util';
 import type { BlockDevice } from '../block/block-device.ts';
@@ -8,7 +8,7 @@ import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { ControlHost, JournalSink } from '../control/core/host.ts';
-import { idOf, ORIGIN_PREFIX } from '../control/core/records.ts';
+import { idOf, newId, ORIGIN_PREFIX } from '../control/core/records.ts';
 import { EngineDevice } from '../devices/engine-device.ts';
 import type { DiskIdentity } from '../devices/identity.ts';
 import { writeAll } from '../files/replace-file.ts';
@@ -26,8 +26,6 @@ import { snapshotOf } from '../targets/snapshot/report.ts';
 import { overlaysOnDevice } from './users.ts';
 
 const fdatasync = promisify(fs.fdatasync);
-
-const STORE_ID_BYTE_LENGTH = 16;
 
 /** What marks need of the control plane. */
 export interface MarkContext {
@@ -129,7 +127,7 @@ async function writeMark(cow: BlockDevice, mark: StoreMark): Promise<void> {
 }
 
 export function newMark(origin: StoreMark['origin']): StoreMark {
-  return { storeId: randomBytes(STORE_ID_BYTE_LENGTH).toString('hex'), origin, originVersion: null };
+  return { storeId: newId() + newId(), origin, originVersion: null };
 }
 
 // Checks
@@ -230,12 +228,12 @@ export function attaching(
 ): { attach(): Promise<void>; undo(): Promise<void> } | null {
   const stores: { cow: BlockDevice; before: StoreMark; after: StoreMark }[] = [];
   for (const { origin, cow } of storesOf(table)) {
-    if (isAttached(context.host, cow)) continue;
     const before = readMark(cow);
     if (before === null || before === 'damaged') continue;
     // A caller that insisted gives the store to another origin.
     const facts = originFacts(context.host, origin);
     if (before.originVersion === null && facts.key === before.origin.key && facts.kind === before.origin.kind) continue;
+    if (isAttached(context.host, cow)) continue;
     stores.push({ cow, before, after: { ...before, origin: facts, originVersion: null } });
   }
   if (stores.length === 0) return null;

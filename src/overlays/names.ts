@@ -1,13 +1,13 @@
 // What an overlay that was made here is known by, and what is said of one that is in use.
-import { randomBytes } from 'node:crypto';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { newId } from '../control/core/records.ts';
 
 /** What its uuid begins with. */
 const UUID_PREFIX = 'DMKIT-OVERLAY-';
 
 export function newOverlayUuid(): string {
-  return `${UUID_PREFIX}${randomBytes(8).toString('hex')}`;
+  return `${UUID_PREFIX}${newId()}`;
 }
 
 export function isOverlayUuid(uuid: string): boolean {

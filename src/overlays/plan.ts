@@ -223,7 +223,7 @@ export function planOverlay(host: ControlHost, options: OverlayOptions): Overlay
   checkName(host, name);
   const origin = findOrigin(host, options.origin, folder);
   const cow = findCow(options, origin, folder);
-  const overlays = overlaysOn(host, cow.path);
+  const overlays = cow.makes ? [] : overlaysOn(host, cow.path);
   if (overlays.length > 0) throw new DmError(Errno.EBUSY, `${cow.path} is the store of ${overlays.join(', ')} already`);
   const devices = `${escapeArgument(origin.argument)} ${escapeArgument(cow.path)}`;
   const words = `${STORE_WORDS[store]} ${cow.chunkSectorCount}${lazyCommit ? ' 1 lazy_commit' : ''}`;

@@ -1,7 +1,9 @@
 // Which devices map an origin, and which use a store.
 import type { BlockDevice } from '../block/block-device.ts';
+import type { AnyTarget } from '../block/target.ts';
 import type { ControlHost } from '../control/core/host.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
+import type { Table } from '../table/table.ts';
 import { mappedOriginOf, snapshotOf } from '../targets/snapshot/report.ts';
 
 /** True for the devices that an argument names, by whatever path; the path is looked up once. */
@@ -10,10 +12,18 @@ function sameAs(host: ControlHost, argument: string): (device: BlockDevice) => b
   return (device) => device === found || device.name === argument;
 }
 
-function devicesWith(host: ControlHost, holds: (device: MappedDevice) => boolean): MappedDevice[] {
+/** Devices whose live table has a line that satisfies `holds`. A daemon has thousands of devices: plain loops. */
+function devicesWith(host: ControlHost, holds: (target: AnyTarget) => boolean): MappedDevice[] {
   const found: MappedDevice[] = [];
-  for (const device of host.mapper.devices()) if (holds(device)) found.push(device);
+  for (const device of host.mapper.devices()) if (hasLine(device.table, holds)) found.push(device);
   return found;
+}
+
+function hasLine(table: Table | null, holds: (target: AnyTarget) => boolean): boolean {
+  // Lines of the snapshots' types keep state.
+  if (table === null || table.isStateless) return false;
+  for (const target of table.targets) if (holds(target)) return true;
+  return false;
 }
 
 function namesOf(devices: readonly MappedDevice[]): string[] {
@@ -23,37 +33,33 @@ function namesOf(devices: readonly MappedDevice[]): string[] {
 /** The names of the devices that map an origin (snapshot-origin), named as tables print it. */
 export function mappersOf(host: ControlHost, origin: string): string[] {
   const isOrigin = sameAs(host, origin);
-  return namesOf(
-    devicesWith(host, ({ table }) => {
-      return (table?.targets ?? []).some((target) => {
-        const mapped = mappedOriginOf(target);
-        return mapped !== null && isOrigin(mapped);
-      });
-    }),
-  );
+  const found = devicesWith(host, (target) => {
+    const mapped = mappedOriginOf(target);
+    return mapped !== null && isOrigin(mapped);
+  });
+  return namesOf(found);
 }
 
 /** The devices that map `origin` (snapshot-origin): the very device. */
 export function mappersOfDevice(host: ControlHost, origin: BlockDevice): MappedDevice[] {
-  return devicesWith(host, ({ table }) => (table?.targets ?? []).some((target) => mappedOriginOf(target) === origin));
+  return devicesWith(host, (target) => mappedOriginOf(target) === origin);
 }
 
 /** The devices whose live table uses a store: the very device. */
 export function overlaysOnDevice(host: ControlHost, cow: BlockDevice): MappedDevice[] {
-  return devicesWith(host, ({ table }) => (table?.targets ?? []).some((target) => snapshotOf(target)?.cow === cow));
+  return devicesWith(host, (target) => snapshotOf(target)?.cow === cow);
 }
 
 /** The names of the devices whose live or waiting table uses a store, named as tables print it. */
 export function overlaysOn(host: ControlHost, cow: string): string[] {
   const isCow = sameAs(host, cow);
-  return namesOf(
-    devicesWith(host, ({ table, inactiveTable }) =>
-      [table, inactiveTable].some((one) =>
-        one?.targets.some((target) => {
-          const snapshot = snapshotOf(target);
-          return snapshot !== null && isCow(snapshot.cow);
-        }),
-      ),
-    ),
-  );
+  const holds = (target: AnyTarget): boolean => {
+    const snapshot = snapshotOf(target);
+    return snapshot !== null && isCow(snapshot.cow);
+  };
+  const found: MappedDevice[] = [];
+  for (const device of host.mapper.devices()) {
+    if (hasLine(device.table, holds) || hasLine(device.inactiveTable, holds)) found.push(device);
+  }
+  return namesOf(found);
 }

@@ -37,14 +37,28 @@ export class Origin {
 
   /** Puts a snapshot in its place; once more where its chunk size has changed. */
   insert(snapshot: Snapshot): void {
+    const { chunkSectorCount } = snapshot;
+    // New ones stand at the end, where they are looked for first: an origin may have thousands.
+    const is = this.snapshots.lastIndexOf(snapshot);
+    const [before, after] = [this.snapshots[is - 1], this.snapshots[is + 1]];
+    const isInPlace =
+      is >= 0 &&
+      (before === undefined || before.chunkSectorCount >= chunkSectorCount) &&
+      (after === undefined || after.chunkSectorCount < chunkSectorCount);
+    if (isInPlace) return;
     this.remove(snapshot);
-    const at = this.snapshots.findIndex((other) => other.chunkSectorCount < snapshot.chunkSectorCount);
+    const last = this.snapshots.at(-1);
+    if (last === undefined || last.chunkSectorCount >= chunkSectorCount) {
+      this.snapshots.push(snapshot);
+      return;
+    }
+    const at = this.snapshots.findIndex((other) => other.chunkSectorCount < chunkSectorCount);
     if (at < 0) this.snapshots.push(snapshot);
     else this.snapshots.splice(at, 0, snapshot);
   }
 
   remove(snapshot: Snapshot): void {
-    const at = this.snapshots.indexOf(snapshot);
+    const at = this.snapshots.lastIndexOf(snapshot);
     if (at >= 0) this.snapshots.splice(at, 1);
   }
 
