@@ -69,9 +69,8 @@ function notFound(path: string, errno: number): DmError {
       ? 'does not exist'
       : `can't be looked up (${errnoMessage(errno)})`;
   // What Node.js and this program put in the place of bytes that are not UTF-8.
-  const hint = path.includes('\uFFFD')
-    ? '; a name that is not UTF-8 can be given by a link to it (ln -s FILE LINK)'
-    : '';
+  let hint = path.includes('\uFFFD') ? '; a name that is not UTF-8 can be given by a link to it (ln -s FILE LINK)' : '';
+  if (path.includes(' (deleted)/')) hint = ': the working folder was deleted; name files by absolute paths';
   return new DmError(
     Errno.ENODEV,
     `${path} ${what}${hint}; a device is an image file, a block device, or one of dmkit's own`,

@@ -39,7 +39,7 @@ test('in a working folder that was deleted absolute paths work, and relative one
   ]) {
     const { code, stderr } = await inGone(`$dmkit ${command}`);
     expect([command, code]).toEqual([command, 1]);
-    expect(stderr).toMatch(/does not exist|No such file|is missing/);
+    expect(stderr).toMatch(/does not exist|No such file|is missing|the working folder was deleted/);
     expect(stderr).not.toMatch(STACK);
   }
 });
