@@ -12,6 +12,8 @@ export const MAX_REPLY_BYTE_LENGTH = 256 * 1024 * 1024;
 export const MAX_CLIENT_COUNT = 256;
 /** Requests of one client under way at one time: nothing more is read from it until one has ended. */
 export const MAX_CLIENT_REQUEST_COUNT = 256;
+/** Messages of one client that are looked at before others get their turn, and before its own answers are counted again. */
+export const MAX_CLIENT_TURN_COUNT = 16;
 /** Bytes of answers that a client has not taken: nothing more is read from it until it takes them. */
 export const MAX_CLIENT_REPLY_BYTE_LENGTH = 1024 * 1024;
 /** A log longer than this goes on in a new file; the one before it is kept as `daemon.log.1`. */

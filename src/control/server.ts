@@ -7,6 +7,7 @@ import {
   MAX_CLIENT_COUNT,
   MAX_CLIENT_REPLY_BYTE_LENGTH,
   MAX_CLIENT_REQUEST_COUNT,
+  MAX_CLIENT_TURN_COUNT,
   MAX_REQUEST_BYTE_LENGTH,
   MAX_REQUEST_DEPTH,
 } from './bounds.ts';
@@ -89,6 +90,11 @@ class Client {
   readonly #running = new Map<number, AbortController>();
   #info: ClientInfo | undefined;
   #isPaused = false;
+  /** Came, and waits for its turn; what follows it is in the decoder still. */
+  #held: Message | null = null;
+  #isTurnDue = false;
+  /** It asks for nothing any more. */
+  #isOver = false;
 
   constructor(transport: Transport, options: ControlServerOptions, onGone: () => void) {
     this.#transport = transport;
@@ -118,25 +124,60 @@ class Client {
     this.#checkPause();
   }
 
+  /** Its answers wait for it. */
+  get #isDeaf(): boolean {
+    return this.#transport.pendingByteLength > MAX_CLIENT_REPLY_BYTE_LENGTH;
+  }
+
   /** A client that asks and does not listen waits itself. */
   #checkPause(): void {
-    const isFull =
-      this.#running.size >= MAX_CLIENT_REQUEST_COUNT ||
-      this.#transport.pendingByteLength > MAX_CLIENT_REPLY_BYTE_LENGTH;
-    if (isFull === this.#isPaused) return;
-    this.#isPaused = isFull;
-    if (isFull) this.#transport.pause();
+    if (this.#isOver) return;
+    if (this.#held !== null && !this.#mustWait(this.#held) && !this.#isTurnDue) {
+      this.#isTurnDue = true;
+      setImmediate(() => {
+        this.#isTurnDue = false;
+        this.#takeMessages();
+      });
+    }
+    // With many requests under way, and none held back, it is still listened to: it may cancel them, or go away.
+    const waits = this.#isDeaf || this.#held !== null;
+    if (waits === this.#isPaused) return;
+    this.#isPaused = waits;
+    if (waits) this.#transport.pause();
     else this.#transport.resume();
   }
 
   #onData(chunk: Uint8Array): void {
+    this.#decoder.add(chunk);
+    this.#takeMessages();
+  }
+
+  /** Takes some messages of those that are there. A chunk may hold thousands, each with a long answer. */
+  #takeMessages(): void {
     try {
-      for (const message of this.#decoder.push(chunk)) this.#onMessage(message);
+      for (let count = 0; !this.#isOver; count++) {
+        const message = this.#held ?? this.#decoder.next();
+        this.#held = null;
+        if (message === null) break;
+        if (count === MAX_CLIENT_TURN_COUNT || this.#mustWait(message)) {
+          this.#held = message;
+          break;
+        }
+        this.#onMessage(message);
+      }
+      this.#checkPause();
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#options.onError?.(error);
+      this.#isOver = true;
       this.#transport.destroy();
     }
+  }
+
+  #mustWait({ json }: Message): boolean {
+    if (this.#isDeaf) return true;
+    const isRequest = isFields(json) && json.id !== undefined;
+    return isRequest && this.#running.size >= MAX_CLIENT_REQUEST_COUNT;
   }
 
   #onMessage({ json, texts }: Message): void {
@@ -197,6 +238,8 @@ class Client {
 
   /** A command that was interrupted waits no longer: its request is undone, as a signal does in the kernel. */
   #cancelAll(): void {
+    this.#isOver = true;
+    this.#held = null;
     for (const controller of this.#running.values()) controller.abort();
     // A client that has closed its half asks for nothing any more, and waits for no answer.
     this.#transport.end();

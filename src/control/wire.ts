@@ -12,7 +12,7 @@ import { Errno } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
 import { formatTable, type TableEntry } from '../table/text.ts';
 import { MAX_REPLY_BYTE_LENGTH, MAX_TEXT_BYTE_LENGTH } from './bounds.ts';
-import { type Fields, isFields } from './schema.ts';
+import { type Fields, isCount, isFields } from './schema.ts';
 import type { StatusLine } from './types.ts';
 
 /** Goes up when a client and a daemon of different versions would not understand each other. */
@@ -69,14 +69,29 @@ export class MessageDecoder {
     this.#bounds = bounds;
   }
 
-  /** @throws ProtocolError for a message that is too long or no JSON: the connection is of no use any more */
+  /** @throws ProtocolError as {@link next} does */
   *push(chunk: Uint8Array): Generator<Message> {
+    this.add(chunk);
+    for (let message = this.next(); message !== null; message = this.next()) yield message;
+  }
+
+  /** Takes bytes that came; nothing is looked at yet. */
+  add(chunk: Uint8Array): void {
     this.#chunks.push(chunk);
     this.#byteLength += chunk.byteLength;
+  }
+
+  /**
+   * The next message that is there as a whole; null where none is.
+   *
+   * @throws ProtocolError for a message that is too long or no JSON: the connection is of no use any more
+   */
+  next(): Message | null {
     while (this.#byteLength >= this.#needed) {
       const message = this.#next(this.#take(this.#needed));
-      if (message !== null) yield message;
+      if (message !== null) return message;
     }
+    return null;
   }
 
   #expect(byteLength: number, next: (bytes: Buffer) => Message | null): null {
@@ -121,7 +136,11 @@ export class MessageDecoder {
 
   #take(byteLength: number): Buffer {
     // Put together once, when all of it is there.
-    const all = this.#chunks.length === 1 ? Buffer.from(this.#chunks[0]!) : Buffer.concat(this.#chunks);
+    const [first] = this.#chunks;
+    const all =
+      first === undefined || this.#chunks.length > 1
+        ? Buffer.concat(this.#chunks)
+        : Buffer.from(first.buffer, first.byteOffset, first.byteLength);
     const rest = all.subarray(byteLength);
     this.#chunks = rest.byteLength === 0 ? [] : [rest];
     this.#byteLength = rest.byteLength;
@@ -202,7 +221,7 @@ export function attachTables(args: Fields, texts: readonly string[]): Fields {
   const { table, steps } = args;
   let result = args;
   if (isFields(table)) {
-    const text = texts[table.text as number];
+    const text = isCount(table.text) ? texts[table.text] : undefined;
     if (text === undefined) throw new ProtocolError('a table that did not come');
     result = { ...result, table: text };
   }
