@@ -43,7 +43,7 @@ export class OverlayMaking {
     for (const [index, plan] of plans.entries()) {
       await this.#makeDevice(plan.overlay, newOverlayUuid(), { plan, force: overlays[index]!.force ?? false });
     }
-    for (const device of suspended) await this.#transaction.resume(device);
+    for (const device of suspended) await this.#transaction.resumeLive(device);
     return plans;
   }
 

@@ -186,7 +186,13 @@ function usersAbove(list: { name: string; openCount: number }[], name: string): 
 }
 
 async function contentOf(client: DaemonClient, name: string): Promise<string> {
-  return hashOf(await readAll(client, name));
+  try {
+    return hashOf(await readAll(client, name));
+  } catch (error) {
+    // A device of error lines, or one on top of it.
+    if ((error as NodeJS.ErrnoException).code === 'EIO') return 'EIO';
+    throw error;
+  }
 }
 
 /** Writes sectors of known bytes to a device. */

@@ -133,6 +133,17 @@ describe('requests', () => {
     await disk.close();
   });
 
+  test('an overlay that suspends its origin for a moment leaves a waiting table of the origin waiting', async () => {
+    const { client } = await running();
+    const path = image();
+    await client.snapshots.create({ origin: path, name: 'one', originName: 'base' });
+    await client.load('base', '0 64 zero');
+    await client.snapshots.create({ origin: path, name: 'two', cowFolder: tempDir() });
+    expect((await client.table('base'))[0]!.type).toBe('snapshot-origin');
+    expect((await client.table('base', { inactive: true }))[0]!.type).toBe('zero');
+    expect((await client.info('base')).suspended).toBe(false);
+  });
+
   test('an image that grew is taken with its new length at a load, and by refresh on line', async () => {
     const { client } = await running();
     const path = image(64);

@@ -148,7 +148,25 @@ export class Transaction {
     if (device.suspended) return;
     await changed(this.context.signal, (done) => mapper.suspend(device, options, () => done(null)));
     this.touched.add(device);
-    this.onUndo(() => changed(undefined, (done) => mapper.resume(device, {}, done)));
+    this.onUndo(() => this.resumeLive(device));
+  }
+
+  /** Lets requests of a suspended device through again. A table that waits goes on waiting: it is not for this to swap it in. */
+  async resumeLive(device: MappedDevice): Promise<void> {
+    if (!device.suspended) return;
+    if (device.table === null) {
+      await new Promise<void>((resolve) => device.dropLive(resolve));
+      return;
+    }
+    let waiting: Table | null = null;
+    device.clear((table) => {
+      waiting = table;
+    });
+    try {
+      await changed(undefined, (done) => this.host.mapper.resume(device, {}, done));
+    } finally {
+      device.unload(waiting, device.everLoaded);
+    }
   }
 
   /** Makes the inactive table live, where there is one. */
