@@ -14,10 +14,10 @@ import {
 } from '../../src/block/bio.ts';
 import { EXTENT_DATA, queryExtent } from '../../src/block/block-device.ts';
 import { Errno } from '../../src/block/errno.ts';
-import { DmError } from '../../src/block/errors.ts';
 import { DeviceRegistry, HostBlockDevice } from '../../src/devices/index.ts';
 import { EngineSet } from '../../src/engine/index.ts';
 import { clock, ENGINES, libcWith, request, start, vecOf } from '../engine/harness.ts';
+import { errorOf } from '../support/errors.ts';
 import { describePeer, itPeer } from '../support/peers.ts';
 import { randomBytes, tempDir } from '../support/tmp.ts';
 
@@ -38,16 +38,6 @@ function loopOf(...options: string[]): Loop {
   });
   const { rdev } = fs.statSync(node);
   return { node, image, number: `${rdev >> 8}:${rdev & 0xff}` };
-}
-
-function errorOf(call: () => unknown): DmError {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof DmError) return error;
-    throw error;
-  }
-  throw new Error('nothing was thrown');
 }
 
 describePeer(['root', 'losetup', 'loop'], 'a block device', () => {

@@ -7,12 +7,12 @@ import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import { REQ_OP_DISCARD, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, REQ_OP_WRITE_ZEROES } from '../../src/block/bio.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
 import { Errno } from '../../src/block/errno.ts';
-import { DmError } from '../../src/block/errors.ts';
 import { DeviceRegistry, type DeviceRegistryOptions, FileDevice, MemoryDevice } from '../../src/devices/index.ts';
 import { EngineSet } from '../../src/engine/index.ts';
 import { IORING_OP_FSYNC } from '../../src/engine/uring.ts';
 import { callsWith, clock, ENGINES, libcWith, request, type TestedEngine, vecOf } from '../engine/harness.ts';
 import { type FakeOptions, libcWithFakeRing } from '../engine/ring-fake.ts';
+import { errorOf } from '../support/errors.ts';
 import { itPeer } from '../support/peers.ts';
 import { tempDir } from '../support/tmp.ts';
 
@@ -24,17 +24,6 @@ function imageIn(folder: string, name = 'image', byteLength = 1 << 20): string {
   const path = join(folder, name);
   fs.writeFileSync(path, Buffer.alloc(byteLength, 1));
   return path;
-}
-
-/** The error of a call that must throw one of ours. */
-function errorOf(call: () => unknown): DmError {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof DmError) return error;
-    throw error;
-  }
-  throw new Error('nothing was thrown');
 }
 
 const openDescriptors = (path: string): number =>

@@ -8,9 +8,9 @@ import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { REQ_OP_READ, REQ_OP_WRITE } from '../../src/block/bio.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
 import { Errno } from '../../src/block/errno.ts';
-import { DmError } from '../../src/block/errors.ts';
 import { DeviceRegistry, type FileDevice, MemoryDevice } from '../../src/devices/index.ts';
 import { clock, ENGINES, request, vecOf } from '../engine/harness.ts';
+import { errorOf } from '../support/errors.ts';
 import { describePeer } from '../support/peers.ts';
 import { tempDir } from '../support/tmp.ts';
 
@@ -21,16 +21,6 @@ function imageOf(byte: number): string {
   const path = join(folder, 'image');
   fs.writeFileSync(path, Buffer.alloc(8192, byte));
   return path;
-}
-
-function errorOf(call: () => unknown): DmError {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof DmError) return error;
-    throw error;
-  }
-  throw new Error('nothing was thrown');
 }
 
 async function write(device: BlockDevice, byte: number): Promise<number> {

@@ -17,6 +17,7 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { Errno, type ErrnoName } from '../../src/block/errno.ts';
 import { DmError } from '../../src/block/errors.ts';
 import { removeLeftovers, replaceFile } from '../../src/files/replace-file.ts';
+import { errorOf } from '../support/errors.ts';
 import { itPeer } from '../support/peers.ts';
 import { tempDir } from '../support/tmp.ts';
 import { injectFailure, shortWrites } from './failing-calls.ts';
@@ -26,16 +27,6 @@ function old(content = 'old content') {
   const path = join(folder, 'file');
   writeFileSync(path, content);
   return { folder, path, text: () => readFileSync(path, 'utf8'), names: () => readdirSync(folder).sort() };
-}
-
-function errorOf(work: () => unknown): DmError {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof DmError) return error;
-    throw error;
-  }
-  throw new Error('it did not fail');
 }
 
 describe('replaceFile', () => {

@@ -5,8 +5,8 @@ import { closeSync, mkdirSync, openSync, rmSync, statSync, truncateSync, writeFi
 import { join } from 'node:path';
 import { describe, expect, onTestFinished } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
-import { DmError } from '../../src/block/errors.ts';
 import { ENGINES } from '../engine/harness.ts';
+import { errnoOf } from '../support/errors.ts';
 import { itPeer } from '../support/peers.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 import { EngineWorld } from './engine-world.ts';
@@ -31,16 +31,6 @@ function tightHome() {
   closeSync(openSync(join(small, 'c.img'), 'w'));
   truncateSync(join(small, 'c.img'), 2 * SECTOR_COUNT * 512);
   return { folder, small, origin };
-}
-
-async function errnoOf(work: Promise<unknown>): Promise<number> {
-  try {
-    await work;
-    return 0;
-  } catch (error) {
-    if (error instanceof DmError) return error.errno;
-    throw error;
-  }
 }
 
 describe.each(ENGINES)('no room below the store, with the %s engine:', (engine) => {

@@ -5,8 +5,8 @@ import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
-import { DmError } from '../../src/block/errors.ts';
 import { ENGINES } from '../engine/harness.ts';
+import { errnoOf } from '../support/errors.ts';
 import { itPeer } from '../support/peers.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 import { EngineWorld } from './engine-world.ts';
@@ -25,16 +25,6 @@ function home() {
 function tool(command: string, ...args: string[]): void {
   const { status, stderr } = spawnSync(command, args, { encoding: 'utf8', timeout: 240_000 });
   expect([command, ...args, status, stderr]).toEqual([command, ...args, 0, '']);
-}
-
-async function errnoOf(work: Promise<unknown>): Promise<number> {
-  try {
-    await work;
-    return 0;
-  } catch (error) {
-    if (error instanceof DmError) return error.errno;
-    throw error;
-  }
 }
 
 describe.each(ENGINES)('with the %s engine', (engine) => {
