@@ -1,10 +1,9 @@
 // Reads the journal of dmkit 0.1 (journal.json, journal.lost.json). Its first line is the state at some moment, each line
 // behind it one device that has changed since, or is gone; a last line without its end was never written. A line that is
 // damaged costs that line alone. Writes nothing.
-import { readFileSync } from 'node:fs';
-import { Errno, errnoFromException } from '../block/errno.ts';
+import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
-import { fileError } from '../files/replace-file.ts';
+import { readIfThere } from '../files/replace-file.ts';
 import type { Damage } from './record-file.ts';
 
 const FORMAT = 1;
@@ -110,13 +109,8 @@ function namesIn(text: string): string[] {
  * @throws DmError EINVAL for a file that has no line of such a journal; and what the file system says
  */
 export function readJournalV1(path: string): JournalV1 | null {
-  let bytes: Buffer;
-  try {
-    bytes = readFileSync(path);
-  } catch (error) {
-    if (errnoFromException(error) === Errno.ENOENT) return null;
-    throw fileError(path, error);
-  }
+  const bytes = readIfThere(path);
+  if (bytes === null) return null;
   const byMinor = new Map<number, JournalV1Device>();
   const damage: Damage[] = [];
   let major: number | null = null;

@@ -3,7 +3,7 @@
 // Commits are appended by one worker at a time, which takes all that wait and syncs them once. What fails is truncated
 // away. Where that can't be done, or the file below is another one or gone, the file is stale: the next commit first
 // replaces it by one that says what memory says. A replacement never holds anything new, so it may fail at any step.
-import { closeSync, constants, copyFileSync, fstatSync, readFileSync, statSync } from 'node:fs';
+import { closeSync, constants, copyFileSync, fstatSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -14,6 +14,7 @@ import {
   isWithoutFolderSync,
   openFresh,
   placeOf,
+  readIfThere,
   removeLeftovers,
   replaceFile,
   writeAll,
@@ -98,14 +99,8 @@ async function syncFolderLater(path: string): Promise<void> {
 }
 
 function load(path: string): Parsed | null {
-  let bytes: Buffer;
-  try {
-    bytes = readFileSync(path);
-  } catch (error) {
-    if (errnoFromException(error) === Errno.ENOENT) return null;
-    throw fileError(path, error);
-  }
-  return parseRecords(bytes, path);
+  const bytes = readIfThere(path);
+  return bytes === null ? null : parseRecords(bytes, path);
 }
 
 /**

@@ -1,7 +1,16 @@
 // Replaces a file as a whole: a reader, or a crash at any moment, finds the old content or the new one. The new content is
 // written to a file beside the old one, synced, and renamed over it.
 import { randomBytes } from 'node:crypto';
-import { closeSync, constants, fchmodSync, fchownSync, readdirSync, realpathSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fchownSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  statSync,
+} from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -24,6 +33,16 @@ export function fileError(path: string, error: unknown, remark = ''): DmError {
   if (error instanceof DmError) return error;
   const errno = errnoFromException(error);
   return new DmError(errno, `${path}: ${errnoMessage(errno)}${remark}`, undefined, { cause: error });
+}
+
+/** The whole file; null where there is none. @throws DmError what the file system says */
+export function readIfThere(path: string): Buffer | null {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    if (errnoFromException(error) === Errno.ENOENT) return null;
+    throw fileError(path, error);
+  }
 }
 
 /** Writes all of `bytes` at `position`, in as many calls as it takes. @throws what the file system says */
