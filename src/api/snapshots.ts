@@ -13,7 +13,7 @@ export type SnapshotPlan = OverlayPlan;
 export type DroppedSnapshot = DroppedOverlay;
 
 export interface CreateSnapshotOptions extends Omit<OverlayOptions, 'folder'> {
-  /** Where relative paths start: the working directory unless given. */
+  /** The folder in which relative paths start; the default is the working directory. */
   baseFolder?: string;
 }
 
@@ -78,7 +78,7 @@ export class Snapshots {
   /**
    * Where an overlay differs from its origin, in ascending order and whole chunks.
    *
-   * @throws DmError ENXIO, EINVAL for a device that is no overlay, EIO for one that is invalid
+   * @throws DmError ENXIO where there is no such device, EINVAL where it is not an overlay, EIO where the overlay is invalid
    */
   changes(name: string): AsyncGenerator<ChangedExtent> {
     return joined((sector) => this.#control.call('overlayChanges', { device: { name }, sector }));

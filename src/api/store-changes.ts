@@ -10,7 +10,7 @@ import type { DeviceMapper } from './device-mapper.ts';
  * The same of a COW that no table has to name, such as a file that was kept. Chunks at the origin's end are whole, because
  * the store does not know how long the origin is.
  *
- * @throws DmError ENXIO for what is no store, EIO for one that is invalid or can't be read, EINVAL for a damaged one
+ * @throws DmError ENXIO where the device holds no store, EIO where the store is invalid or unreadable, EINVAL where it is damaged
  */
 export async function* changedExtentsOfStore(dm: DeviceMapper, argument: string): AsyncGenerator<ChangedExtent> {
   const device = dm.mapper.open(argument, true);

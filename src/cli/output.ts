@@ -1,7 +1,7 @@
-// Standard output and error of the command: what becomes of a reader that goes away, and of a disk that is full.
+// Standard output and error of the command, when the reader of a pipe has ended and when the disk is full.
 //
-// A reader that has gone (dmkit targets | head -1) is no failure of the command: it prints nothing more and goes on, so
-// that its exit code tells of its work, and a copy or a merge is not cut short. A disk that is full is a failure, told once.
+// When the reader has ended (dmkit targets | head -1), the command has not failed: it prints nothing more and goes on, so
+// that its exit code tells of its work, and a copy or a merge is not cut short. A full disk is a failure, told once.
 import { fstatSync, writeSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 
@@ -44,7 +44,7 @@ function writeFilesWhole(stream: NodeJS.WriteStream): void {
 export function guardOutput(): void {
   if (isPlainFile(STANDARD_OUTPUT)) writeFilesWhole(process.stdout);
   process.stdout.on('error', noteOutputError);
-  // There is no place left to tell it.
+  // An error of standard error can't be told: standard error is where it would be told.
   process.stderr.on('error', () => {});
   process.on('exit', (code) => {
     if (code === 0 && outputErrno !== 0 && !GONE.includes(outputErrno)) process.exitCode = EXIT_FAILURE;

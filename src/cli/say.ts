@@ -1,7 +1,7 @@
-// Words on standard error, written at once and in any state that standard error may be in.
+// Lines on standard error, written at once, whatever standard error is: a terminal, a full disk, a pipe without a reader.
 //
-// process.stderr is no help there: it ends the process where a disk is full or the reader of a pipe has gone, and its
-// first use makes a pipe non-blocking for all who share it.
+// process.stderr is not used: its write errors (a full disk, a pipe whose reader has ended) end the process, and its
+// first use makes a pipe non-blocking for every process that shares it.
 import { writeSync } from 'node:fs';
 import { printableLines } from '../block/printable.ts';
 import { ComplaintLimit } from '../daemon/complaint-limit.ts';
@@ -27,12 +27,12 @@ export function say(text: string): void {
   }
 }
 
-/** What a server that runs on and on says on standard error about its clients and the servers it uses. */
+/** A server's complaints about its clients and the servers it uses: lines on standard error, so many of one kind a minute. */
 export class Complaints {
   readonly #writer = new LineWriter(STANDARD_ERROR, (count) => `dmkit: ${count} lines could not be written here\n`);
   readonly #limit = new ComplaintLimit((count, like) => this.#write(`${count} more like: ${like}`));
 
-  /** One line; `kind`, the same unless given, is what lines of one kind have in common. */
+  /** Writes one line. Lines with the same `kind` share one limit; the default is the line itself. */
   tell(text: string, kind: string = text): void {
     if (this.#limit.allows(kind)) this.#write(text);
   }

@@ -189,6 +189,6 @@ export function commandOf(argv: readonly string[]): string | undefined {
 /** A number as C's atoi reads it: blanks, a sign and digits; 0 where there are none. */
 export function integerOf(text: string): number {
   const number = Number(/^\s*[+-]?\d+/.exec(text)?.[0] ?? 0);
-  // What does not fit into 32 bits is cut to them, as on the platforms that people use.
+  // Only the low 32 bits count, as with glibc's atoi.
   return Number(BigInt.asIntN(32, BigInt(Math.trunc(Math.max(-(2 ** 53), Math.min(number, 2 ** 53))))));
 }

@@ -14,7 +14,7 @@ export interface StoreContents {
   exceptions: ExceptionTable;
 }
 
-/** @throws StoreError ENXIO for what is no store, EIO for one that is invalid or can't be read, EINVAL for a damaged one */
+/** @throws StoreError ENXIO where the device holds no store, EIO where the store is invalid or unreadable, EINVAL where it is damaged */
 export function readStore(device: BlockDevice, services: TargetServices): StoreContents {
   const io = new SyncIo(device, services);
   try {
