@@ -34,7 +34,19 @@ export const ORDER = [
 ];
 
 /** Folders that may import less than what stands left of them. */
-const ONLY: Record<string, string[]> = { table: ['block'], 'nbd/protocol': ['block'] };
+const ONLY: Record<string, string[]> = {
+  files: ['block'],
+  'nbd/protocol': ['block'],
+  engine: ['block'],
+  'nbd/client': ['block', 'nbd/protocol'],
+  'dm-io': ['block', 'engine'],
+  kcopyd: ['block', 'engine', 'dm-io'],
+  table: ['block'],
+  targets: ['block', 'dm-io', 'kcopyd'],
+  'nbd/server': ['block', 'nbd/protocol'],
+  copy: ['block', 'files', 'engine', 'devices', 'dm-io', 'reactor', 'nbd'],
+  testing: ['block', 'engine'],
+};
 
 const MAX_LINES = 700;
 
