@@ -1,34 +1,29 @@
-// Builds dist/ before the tests where it is missing or older than src/: the tests that start the command would pass or
-// fail for old code without a word.
+// Builds dist/ before the tests where it is not that of src/ as it is: the tests that start the command would pass or fail
+// for old code without a word.
 import { spawnSync } from 'node:child_process';
-import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { TestProject } from 'vitest/node';
+// @ts-expect-error a script without types
+import { isFresh } from '../../scripts/sources.mjs';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 
-/** When the newest file or folder of a tree changed; a folder tells of files that were removed. */
-function newestChange(path: string): number {
-  const entry = statSync(path, { throwIfNoEntry: false });
-  if (entry === undefined) return 0;
-  if (!entry.isDirectory()) return entry.mtimeMs;
-  return Math.max(entry.mtimeMs, ...readdirSync(path).map((name) => newestChange(join(path, name))));
+/** @throws Error where the build fails: no test runs then */
+function bringUpToDate(): void {
+  if (isFresh(root)) return;
+  process.stderr.write('dist/ is not that of src/ as it is: building\n');
+  const build = join(root, 'scripts', 'build.mjs');
+  // Another run that builds at this moment does it for both.
+  const { status } = spawnSync(process.execPath, [build, '--if-stale'], { stdio: 'inherit' });
+  if (status !== 0) {
+    throw new Error(
+      'dist/ is older than src/, which does not compile: the tests would run old code. Mend it: npm run build',
+    );
+  }
 }
 
-/**
- * Whether `built`, a file that every build makes anew, is missing or older than a source.
- *
- * @param sources files and folders
- */
-export function isStale(built: string, sources: readonly string[]): boolean {
-  return sources.some((source) => newestChange(source) >= newestChange(built));
-}
-
-export default function setup(): void {
-  // A build writes every file, so one stands for all.
-  const main = join(root, 'dist', 'cli', 'main.js');
-  const sources = ['src', 'package.json', 'tsconfig.json', 'tsconfig.build.json'].map((name) => join(root, name));
-  if (!isStale(main, sources)) return;
-  const { status } = spawnSync(process.execPath, [join(root, 'scripts', 'build.mjs')], { stdio: 'inherit' });
-  if (status !== 0) throw new Error('dist/ is older than src/ and could not be built: npm run build');
+export default function setup(project: TestProject): void {
+  bringUpToDate();
+  project.onTestsRerun(async () => bringUpToDate());
 }

@@ -1,12 +1,11 @@
 // The helpers themselves: a test suite that trusts its tools must have seen them fail.
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { startFileLimit } from './file-limit.ts';
-import { isStale } from './fresh-build.ts';
 import { find } from './peers.ts';
 import { run, start } from './process.ts';
 import { makeRandom, runs, seed } from './seed.ts';
@@ -183,27 +182,5 @@ describe('the time limit of a file', () => {
     startFileLimit(0.2, server.pid);
     expect(await server.exited).toBeNull();
     expect(await isGone(Number(server.match?.[1]))).toBe(true);
-  });
-});
-
-describe('a build', () => {
-  it('is stale when it is missing, or a source changed or went after it', () => {
-    const folder = tempDir('build');
-    const [built, source, part] = [join(folder, 'built'), join(folder, 'src'), join(folder, 'src', 'part')];
-    mkdirSync(part, { recursive: true });
-    writeFileSync(join(part, 'a.ts'), '');
-    writeFileSync(join(part, 'b.ts'), '');
-    expect(isStale(built, [source])).toBe(true);
-    writeFileSync(built, '');
-    const later = (seconds: number) => new Date(Date.now() + seconds * 1000);
-    utimesSync(built, later(10), later(10));
-    expect(isStale(built, [source])).toBe(false);
-    utimesSync(join(part, 'a.ts'), later(20), later(20));
-    expect(isStale(built, [source])).toBe(true);
-    utimesSync(built, later(30), later(30));
-    expect(isStale(built, [source, join(folder, 'absent')])).toBe(false);
-    rmSync(join(part, 'b.ts'));
-    utimesSync(part, later(40), later(40));
-    expect(isStale(built, [source])).toBe(true);
   });
 });
