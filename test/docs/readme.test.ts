@@ -41,6 +41,8 @@ test('links between pages lead somewhere', () => {
   const pages = [
     'README.md',
     'CHANGELOG.md',
+    'CONTRIBUTING.md',
+    'SECURITY.md',
     ...readdirSync(join(root, 'docs'), { recursive: true }).map((name) => `docs/${name}`),
   ];
   const dead = pages
