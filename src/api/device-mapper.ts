@@ -197,13 +197,17 @@ export class DeviceMapper {
   /** From the top of each stack down, as long as something goes; also what somebody else is removing already. */
   async #removeUnused(): Promise<void> {
     do {
-      for (let free = this.#unused(); free !== undefined; free = this.#unused()) await this.#gone(free);
+      // A whole list at a time: a daemon has thousands.
+      for (const device of this.mapper.list()) {
+        if (device.openCount === 0 && this.mapper.isListed(device)) await this.#gone(device);
+      }
       await new Promise<void>((resolve) => this.mapper.whenGone(resolve));
-    } while (this.#unused() !== undefined);
+    } while (this.#hasUnused());
   }
 
-  #unused(): MappedDevice | undefined {
-    return this.mapper.list().find((device) => device.openCount === 0);
+  #hasUnused(): boolean {
+    for (const device of this.mapper.devices()) if (device.openCount === 0) return true;
+    return false;
   }
 
   #opened(argument: string, readOnly: boolean): Disk {

@@ -9,6 +9,8 @@ export class NbdExports {
   readonly #server: NbdServer;
   readonly #mapper: Mapper;
   readonly #names = new Map<MappedDevice, string>();
+  /** The other way round. */
+  readonly #byName = new Map<string, MappedDevice>();
 
   constructor(server: NbdServer, mapper: Mapper) {
     this.#server = server;
@@ -20,9 +22,13 @@ export class NbdExports {
     const known = this.#names.get(device);
     if (!device.everLoaded || known === device.dmName || !this.#isListed(device)) return;
     // Whoever uses it goes on: only the name is another one.
-    if (known !== undefined) this.#server.exports.remove(known);
+    if (known !== undefined) {
+      this.#server.exports.remove(known);
+      this.#byName.delete(known);
+    }
     this.#takeName(device.dmName);
     this.#names.set(device, device.dmName);
+    this.#byName.set(device.dmName, device);
     this.#server.exports.add({ name: device.dmName, device });
   }
 
@@ -32,7 +38,8 @@ export class NbdExports {
 
   /** A device that is on its way out may have the name still. */
   #takeName(name: string): void {
-    for (const [device, known] of this.#names) if (known === name) this.remove(device);
+    const device = this.#byName.get(name);
+    if (device !== undefined) this.remove(device);
   }
 
   /** The device is gone. */
@@ -40,6 +47,7 @@ export class NbdExports {
     const name = this.#names.get(device);
     if (name === undefined) return;
     this.#names.delete(device);
+    this.#byName.delete(name);
     this.#server.removeExport(name);
   }
 

@@ -84,12 +84,15 @@ export class Mapper implements DeviceResolver {
   readonly #services: TargetServices | undefined;
   readonly #byName = new Map<string, MappedDevice>();
   readonly #byMinor = new Map<number, MappedDevice>();
+  readonly #byUuid = new Map<string, MappedDevice>();
   /** Where the search for a free minor begins: those below are taken. */
   #lowestFreeMinor = 0;
   /** Minors that new devices do not get, and the names of the devices that had them. */
   readonly reservedMinors = new Map<number, string>();
   /** Mapped devices that lie below others: for each user the number of its tables. */
   readonly #stackUses = new WeakMap<MappedDevice, Map<MappedDevice, Uses>>();
+  /** Mapped devices that have another device open, for each the number of its tables and of the modes they open it in. */
+  readonly #lowerUses = new WeakMap<BlockDevice, Map<MappedDevice, number>>();
   /** Devices that were taken away and still have something open. */
   #leavingCount = 0;
   readonly #whenGone: (() => void)[] = [];
@@ -134,13 +137,18 @@ export class Mapper implements DeviceResolver {
     const uuid = options.uuid ?? '';
     checkUuid(uuid);
     if (this.#byName.has(name)) throw new DmError(Errno.EBUSY, `a device named ${name} exists already`);
-    if (uuid !== '' && this.#findUuid(uuid) !== undefined) {
+    if (this.#byUuid.has(uuid)) {
       throw new DmError(Errno.EBUSY, `a device with uuid ${uuid} exists already`);
     }
     const device = new MappedDevice(name, uuid, this.major, this.#takeMinor(options));
-    this.#byName.set(name, device);
-    this.#byMinor.set(device.minor, device);
+    this.#enlist(device);
     return device;
+  }
+
+  #enlist(device: MappedDevice): void {
+    this.#byName.set(device.dmName, device);
+    this.#byMinor.set(device.minor, device);
+    if (device.uuid !== '') this.#byUuid.set(device.uuid, device);
   }
 
   #takeMinor({ minor: wanted, isReserved = false }: CreateOptions): number {
@@ -240,10 +248,17 @@ export class Mapper implements DeviceResolver {
     return {
       open: (argument, readOnly) => {
         const again = options.openAgain?.(argument, readOnly) ?? null;
-        if (again !== null && !(again instanceof MappedDevice)) return again;
+        if (again !== null && !(again instanceof MappedDevice)) {
+          this.#countLower(upper, again, 1);
+          return again;
+        }
         const found = again === null ? (options.translate?.(argument) ?? argument) : again.name;
         const lower = again ?? this.#find(found);
-        if (lower === undefined) return this.#openVerified(argument, found, readOnly, options);
+        if (lower === undefined) {
+          const opened = this.#openVerified(argument, found, readOnly, options);
+          this.#countLower(upper, opened, 1);
+          return opened;
+        }
         checkHasNode(lower, found);
         options.verify?.(argument, lower);
         const mode = readOnly ? 'read' : 'write';
@@ -256,6 +271,7 @@ export class Mapper implements DeviceResolver {
       },
       close: (lower, readOnly) => {
         if (!(lower instanceof MappedDevice)) {
+          this.#countLower(upper, lower, -1);
           this.#lower.close(lower, readOnly);
           return;
         }
@@ -266,6 +282,23 @@ export class Mapper implements DeviceResolver {
         if (left === 0) this.release(lower);
       },
     };
+  }
+
+  #countLower(upper: MappedDevice, lower: BlockDevice, step: 1 | -1): void {
+    let byUser = this.#lowerUses.get(lower);
+    if (byUser === undefined) {
+      byUser = new Map();
+      this.#lowerUses.set(lower, byUser);
+    }
+    const count = (byUser.get(upper) ?? 0) + step;
+    if (count > 0) byUser.set(upper, count);
+    else byUser.delete(upper);
+  }
+
+  /** The listed devices with a table, live or not, that has `lower` open; in no order. A daemon has thousands of others. */
+  *devicesOn(lower: BlockDevice): Iterable<MappedDevice> {
+    const byUser = lower instanceof MappedDevice ? this.#stackUses.get(lower) : this.#lowerUses.get(lower);
+    for (const device of byUser?.keys() ?? []) if (this.isListed(device)) yield device;
   }
 
   #openVerified(argument: string, found: string, readOnly: boolean, options: LoadOptions): BlockDevice {
@@ -322,7 +355,7 @@ export class Mapper implements DeviceResolver {
   setUuid(device: MappedDevice, uuid: string, options: { quietly?: boolean } = {}): void {
     checkUuid(uuid);
     if (uuid === '') throw new DmError(Errno.EINVAL, 'a uuid has at least one byte');
-    if (this.#findUuid(uuid) !== undefined) {
+    if (this.#byUuid.has(uuid)) {
       throw new DmError(
         Errno.EBUSY,
         `Unable to change uuid on mapped device ${device.dmName} to one that already exists: ${uuid}`,
@@ -335,7 +368,14 @@ export class Mapper implements DeviceResolver {
       );
     }
     device.uuid = uuid;
+    this.#byUuid.set(uuid, device);
     if (device.table !== null && !options.quietly) device.raiseEvent();
+  }
+
+  /** Undoes {@link setUuid}: a device has none before it. */
+  unsetUuid(device: MappedDevice): void {
+    if (this.#byUuid.get(device.uuid) === device) this.#byUuid.delete(device.uuid);
+    device.uuid = '';
   }
 
   /**
@@ -366,6 +406,7 @@ export class Mapper implements DeviceResolver {
   detach(device: MappedDevice): void {
     this.#byName.delete(device.dmName);
     this.#byMinor.delete(device.minor);
+    if (this.#byUuid.get(device.uuid) === device) this.#byUuid.delete(device.uuid);
     this.#lowestFreeMinor = Math.min(this.#lowestFreeMinor, device.minor);
   }
 
@@ -374,13 +415,12 @@ export class Mapper implements DeviceResolver {
     refusePinned(device);
   }
 
-  /** Undoes {@link detach}. @throws DmError EBUSY where its name or number was given away meanwhile */
+  /** Undoes {@link detach}. @throws DmError EBUSY where its name, number or uuid was given away meanwhile */
   reattach(device: MappedDevice): void {
-    if (this.#byName.has(device.dmName) || this.#byMinor.has(device.minor)) {
-      throw new DmError(Errno.EBUSY, `the name or the number of ${device.dmName} has been taken`);
+    if (this.#byName.has(device.dmName) || this.#byMinor.has(device.minor) || this.#byUuid.has(device.uuid)) {
+      throw new DmError(Errno.EBUSY, `the name, the number or the uuid of ${device.dmName} has been taken`);
     }
-    this.#byName.set(device.dmName, device);
-    this.#byMinor.set(device.minor, device);
+    this.#enlist(device);
   }
 
   /** Ends a detached device: what it has open is closed when nothing is in flight any more, and `done` is called then. */
@@ -465,14 +505,9 @@ export class Mapper implements DeviceResolver {
     if (device.openCount === 0 && device.deferredRemove && device.pinned === null) this.remove(device);
   }
 
-  #findUuid(uuid: string): MappedDevice | undefined {
-    for (const device of this.#byName.values()) if (device.uuid === uuid) return device;
-    return undefined;
-  }
-
   /** @throws DmError ENXIO for a uuid nobody has */
   getByUuid(uuid: string): MappedDevice {
-    const device = uuid === '' ? undefined : this.#findUuid(uuid);
+    const device = this.#byUuid.get(uuid);
     if (device === undefined) throw new DmError(Errno.ENXIO, `no mapped device has the uuid ${uuid}`);
     return device;
   }

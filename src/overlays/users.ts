@@ -4,6 +4,7 @@ import type { AnyTarget } from '../block/target.ts';
 import type { ControlHost } from '../control/core/host.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Table } from '../table/table.ts';
+import { isMapped, mappedOrigins } from '../targets/snapshot/origin.ts';
 import { mappedOriginOf, snapshotOf } from '../targets/snapshot/report.ts';
 
 /** True for the devices that an argument names, by whatever path; the path is looked up once. */
@@ -12,10 +13,10 @@ function sameAs(host: ControlHost, argument: string): (device: BlockDevice) => b
   return (device) => device === found || device.name === argument;
 }
 
-/** Devices whose live table has a line that satisfies `holds`. A daemon has thousands of devices: plain loops. */
-function devicesWith(host: ControlHost, holds: (target: AnyTarget) => boolean): MappedDevice[] {
+/** Devices whose live table has `lower` open, in a line that satisfies `holds`. */
+function devicesOn(host: ControlHost, lower: BlockDevice, holds: (target: AnyTarget) => boolean): MappedDevice[] {
   const found: MappedDevice[] = [];
-  for (const device of host.mapper.devices()) if (hasLine(device.table, holds)) found.push(device);
+  for (const device of host.mapper.devicesOn(lower)) if (hasLine(device.table, holds)) found.push(device);
   return found;
 }
 
@@ -32,22 +33,21 @@ function namesOf(devices: readonly MappedDevice[]): string[] {
 
 /** The names of the devices that map an origin (snapshot-origin), named as tables print it. */
 export function mappersOf(host: ControlHost, origin: string): string[] {
-  const isOrigin = sameAs(host, origin);
-  const found = devicesWith(host, (target) => {
-    const mapped = mappedOriginOf(target);
-    return mapped !== null && isOrigin(mapped);
-  });
-  return namesOf(found);
+  const origins = [...mappedOrigins()];
+  // Before the path is looked up: most origins of a farm are not mapped.
+  if (origins.length === 0) return [];
+  return namesOf(origins.filter(sameAs(host, origin)).flatMap((device) => mappersOfDevice(host, device)));
 }
 
 /** The devices that map `origin` (snapshot-origin): the very device. */
 export function mappersOfDevice(host: ControlHost, origin: BlockDevice): MappedDevice[] {
-  return devicesWith(host, (target) => mappedOriginOf(target) === origin);
+  if (!isMapped(origin)) return [];
+  return devicesOn(host, origin, (target) => mappedOriginOf(target) === origin);
 }
 
 /** The devices whose live table uses a store: the very device. */
 export function overlaysOnDevice(host: ControlHost, cow: BlockDevice): MappedDevice[] {
-  return devicesWith(host, (target) => snapshotOf(target)?.cow === cow);
+  return devicesOn(host, cow, (target) => snapshotOf(target)?.cow === cow);
 }
 
 /** The names of the devices whose live or waiting table uses a store, named as tables print it. */

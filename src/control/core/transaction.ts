@@ -238,12 +238,9 @@ export class Transaction {
   }
 
   setUuid(device: MappedDevice, uuid: string): void {
-    const { uuid: previous } = device;
     this.host.mapper.setUuid(device, uuid, { quietly: true });
     this.touched.add(device);
-    this.onUndo(() => {
-      device.uuid = previous;
-    });
+    this.onUndo(() => this.host.mapper.unsetUuid(device));
     this.onFinish(() => raiseForLive(device));
   }
 }

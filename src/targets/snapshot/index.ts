@@ -8,7 +8,7 @@ import { lookUpDevice } from '../arguments.ts';
 import { parseSnapshotArguments } from './arguments.ts';
 import { forward } from './forward.ts';
 import { Merge } from './merge.ts';
-import { originOf } from './origin.ts';
+import { countMapper, originOf } from './origin.ts';
 import { PersistentStore } from './persistent.ts';
 import { Snapshot } from './snapshot.ts';
 
@@ -51,8 +51,12 @@ export const snapshotOrigin: TargetType<BlockDevice> = {
   construct(target, args, setup) {
     if (args.length !== 1) throw new TargetError('origin: incorrect number of arguments');
     target.flushBioCount = 1;
-    return lookUpDevice(setup, args[0]!, 'Cannot get target device');
+    const device = lookUpDevice(setup, args[0]!, 'Cannot get target device');
+    countMapper(device, 1);
+    return device;
   },
+
+  destruct: (target) => countMapper(target.context, -1),
 
   map(target, bio) {
     const device = target.context;

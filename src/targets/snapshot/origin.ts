@@ -9,6 +9,9 @@ export class Origin {
   readonly device: BlockDevice;
   /** The largest chunks first; among equals in the order of their registration. */
   readonly snapshots: Snapshot[] = [];
+  /** The same by their stores: an origin may have thousands, and each store has one or two of them. */
+  readonly #byCow = new Map<BlockDevice, Snapshot[]>();
+  readonly #merges = new Set<Snapshot>();
 
   constructor(device: BlockDevice) {
     this.device = device;
@@ -47,6 +50,7 @@ export class Origin {
       (after === undefined || after.chunkSectorCount < chunkSectorCount);
     if (isInPlace) return;
     this.remove(snapshot);
+    this.#index(snapshot);
     const last = this.snapshots.at(-1);
     if (last === undefined || last.chunkSectorCount >= chunkSectorCount) {
       this.snapshots.push(snapshot);
@@ -57,9 +61,21 @@ export class Origin {
     else this.snapshots.splice(at, 0, snapshot);
   }
 
+  #index(snapshot: Snapshot): void {
+    const sharing = this.#byCow.get(snapshot.cow);
+    if (sharing === undefined) this.#byCow.set(snapshot.cow, [snapshot]);
+    else sharing.push(snapshot);
+    if (snapshot.isMerge) this.#merges.add(snapshot);
+  }
+
   remove(snapshot: Snapshot): void {
     const at = this.snapshots.lastIndexOf(snapshot);
-    if (at >= 0) this.snapshots.splice(at, 1);
+    if (at < 0) return;
+    this.snapshots.splice(at, 1);
+    this.#merges.delete(snapshot);
+    const sharing = this.#byCow.get(snapshot.cow)!.filter((other) => other !== snapshot);
+    if (sharing.length === 0) this.#byCow.delete(snapshot.cow);
+    else this.#byCow.set(snapshot.cow, sharing);
   }
 
   /** The snapshots with that store: the one that has it and the one that waits for it; and the one that merges. */
@@ -69,20 +85,15 @@ export class Origin {
     merging: Snapshot | null;
     count: number;
   } {
-    let [source, destination, merging, count]: [Snapshot | null, Snapshot | null, Snapshot | null, number] = [
-      null,
-      null,
-      null,
-      0,
-    ];
-    for (const other of this.snapshots) {
-      if (other.isMerge) merging = other;
-      if (other.cow !== cow) continue;
-      count++;
+    const sharing = this.#byCow.get(cow) ?? [];
+    let source: Snapshot | null = null;
+    let destination: Snapshot | null = null;
+    for (const other of sharing) {
       if (other.active) source = other;
       else destination = other;
     }
-    return { source, destination, merging, count };
+    const [merging = null] = this.#merges;
+    return { source, destination, merging, count: sharing.length };
   }
 
   /**
@@ -138,6 +149,26 @@ class Release {
     for (const start of this.#starts) start();
     return false;
   }
+}
+
+/** The devices below lines of type snapshot-origin, with the number of those lines. */
+const mapped = new Map<BlockDevice, number>();
+
+/** A line of type snapshot-origin comes (1) or goes (-1). */
+export function countMapper(device: BlockDevice, step: 1 | -1): void {
+  const count = (mapped.get(device) ?? 0) + step;
+  if (count > 0) mapped.set(device, count);
+  else mapped.delete(device);
+}
+
+/** A line of type snapshot-origin is on the device, in a live table or another. */
+export function isMapped(device: BlockDevice): boolean {
+  return mapped.has(device);
+}
+
+/** The devices below lines of type snapshot-origin, of live tables and others: few, where there are thousands of snapshots. */
+export function mappedOrigins(): Iterable<BlockDevice> {
+  return mapped.keys();
 }
 
 const origins = new WeakMap<BlockDevice, Origin>();
