@@ -8,6 +8,7 @@ import { dirname } from 'node:path';
 import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { fileCalls } from '../files/calls.ts';
+import { isInMemory } from '../files/in-memory.ts';
 import {
   fileError,
   freshName,
@@ -51,6 +52,8 @@ interface OpenFile {
   isStale: boolean;
   /** It was found damaged or torn: kept under another name when it is replaced. */
   readonly isDamaged: boolean;
+  /** Its file system has no disk: a sync costs less than the way to another thread. */
+  readonly isInMemory: boolean;
 }
 
 interface Commit {
@@ -85,6 +88,11 @@ async function writeLater(fd: number, pieces: readonly Buffer[], from: number): 
     }
     position += bytes.byteLength;
   }
+}
+
+async function syncData({ fd, isInMemory }: OpenFile): Promise<void> {
+  if (isInMemory) fileCalls.fdatasync(fd);
+  else await later((told) => fileCalls.fdatasyncLater(fd, told));
 }
 
 async function syncFolderLater(path: string): Promise<void> {
@@ -282,7 +290,7 @@ export class RecordFile {
     const fd = fileCalls.open(this.#place, constants.O_RDWR, 0);
     const { dev, ino, size } = fstatSync(fd, { bigint: true });
     if (this.#file !== null) this.#retired.push(this.#file.fd);
-    this.#file = { fd, dev, ino, byteLength: Number(size), isStale: !isWhole, isDamaged };
+    this.#file = { fd, dev, ino, byteLength: Number(size), isStale: !isWhole, isDamaged, isInMemory: isInMemory(fd) };
     if (!this.#isBusy) this.#closeRetired();
   }
 
@@ -367,7 +375,7 @@ export class RecordFile {
       const { dev, ino } = fstatSync(fd, { bigint: true });
       if (before !== null) this.#retired.push(before.fd);
       // Stale until its name is durable.
-      const file: OpenFile = { fd, dev, ino, byteLength, isStale: true, isDamaged: false };
+      const file: OpenFile = { fd, dev, ino, byteLength, isStale: true, isDamaged: false, isInMemory: isInMemory(fd) };
       this.#file = file;
       await syncFolderLater(dirname(this.#place));
       file.isStale = false;
@@ -386,6 +394,7 @@ export class RecordFile {
 
   /** Bytes encoded since the last turn of the event loop. */
   #spent = 0;
+  #turnCount = 0;
   /** A compaction has failed: not tried again below this length. */
   #shortenFrom = 0;
 
@@ -396,14 +405,15 @@ export class RecordFile {
       this.#spent += step.value;
       if (this.#spent < TURN_BYTES) continue;
       this.#spent = 0;
+      this.#turnCount++;
       await turn();
     }
   }
 
   /** The worker: takes all commits that wait, until none does. */
   async #work(): Promise<void> {
-    // Commits of the same turn go together.
-    await turn();
+    // Commits of the same turn go together, where that saves a sync.
+    if (this.#file?.isInMemory !== true && this.#waiting.some(({ durable }) => durable)) await turn();
     while (this.#waiting.length > 0) {
       this.#flying = this.#waiting;
       this.#waiting = [];
@@ -446,17 +456,19 @@ export class RecordFile {
   async #append(commits: readonly Commit[]): Promise<boolean> {
     if (this.#mustReplace() && !(await this.#replace())) return false;
     const file = this.#file!;
+    const turnCount = this.#turnCount;
     const records: EncodedRecord[] = [];
     for (const { changes } of commits) records.push(await this.#inTurns(encodeRecord(this.#nextSequence(), changes)));
     // Looked at again: encoding large values takes turns of the event loop.
-    if (this.#file !== file || this.#isRemoved || this.#mustReplace()) return false;
+    const isSame = this.#file === file && !this.#isRemoved;
+    if (!isSame || (this.#turnCount !== turnCount && this.#mustReplace())) return false;
     try {
       const pieces = records.flatMap((record) => record.pieces);
       // A short record costs less than the way to another thread.
       const isShort = records.every(({ byteLength }) => byteLength <= SHORT_BYTES) && records.length <= SHORT_COUNT;
       if (isShort) writeAll(file.fd, Buffer.concat(pieces), file.byteLength);
       else await writeLater(file.fd, pieces, file.byteLength);
-      if (commits.some(({ durable }) => durable)) await later((told) => fileCalls.fdatasyncLater(file.fd, told));
+      if (commits.some(({ durable }) => durable)) await syncData(file);
     } catch (error) {
       if (this.#file !== file) return false;
       await this.#takeBack(file, error);

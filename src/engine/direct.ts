@@ -1,7 +1,6 @@
 // System calls on the reactor's own thread: the fastest way to bytes that are in the page cache. What would have to wait
 // for a disk goes to another thread: reads are tried with RWF_NOWAIT first; writes only copy into the cache, until the
 // kernel throttles whoever dirties too much: a file whose call was slow keeps its calls on threads for a while.
-import fs from 'node:fs';
 import {
   type Bio,
   REQ_FUA,
@@ -16,6 +15,7 @@ import { EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, type ExtentCallback } from '../b
 import { Errno } from '../block/errno.ts';
 import type { Reactor } from '../block/reactor.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
+import { isInMemory } from '../files/in-memory.ts';
 import { allocatePages, BounceBuffers } from './bounce.ts';
 import { addressOfPiece, type IovecArray, MemoryCursor, makeIovecArray, setIovec } from './cursor.ts';
 import type { EngineCapabilities, EngineFile, EngineKind, FileKind } from './engine.ts';
@@ -413,16 +413,6 @@ export class DirectEngine extends ThreadedEngine {
 function isWholeBlocks(bio: Bio, blockByteLength: number): boolean {
   const blockSectorCount = blockByteLength / SECTOR_SIZE;
   return bio.sector % blockSectorCount === 0 && bio.sectorCount % blockSectorCount === 0;
-}
-
-const FILE_SYSTEMS_IN_MEMORY = new Set([0x01021994, 0x858458f6]); // tmpfs, ramfs
-
-function isInMemory(fd: number): boolean {
-  try {
-    return FILE_SYSTEMS_IN_MEMORY.has(fs.statfsSync(`/proc/self/fd/${fd}`).type);
-  } catch {
-    return false;
-  }
 }
 
 function forget(file: DirectFile, method: number): void {
