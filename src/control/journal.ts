@@ -39,6 +39,8 @@ export interface OpenedJournal {
 
 export class Journal implements JournalSink {
   readonly #file: RecordFile;
+  /** Keys that the next commit takes away. */
+  readonly #forgotten = new Set<string>();
 
   constructor(file: RecordFile) {
     this.#file = file;
@@ -49,13 +51,24 @@ export class Journal implements JournalSink {
   }
 
   /** Durable when it resolves, unless that is not asked for. */
-  commit(changes: ReadonlyMap<string, Json>, { durable = true }: { durable?: boolean } = {}): Promise<void> {
-    return this.#file.commit(changes, { durable });
+  async commit(changes: ReadonlyMap<string, Json>, { durable = true }: { durable?: boolean } = {}): Promise<void> {
+    const forgotten = [...this.#forgotten];
+    if (forgotten.length === 0) return this.#file.commit(changes, { durable });
+    const all = new Map<string, Json>();
+    for (const key of forgotten) all.set(key, null);
+    for (const [key, value] of changes) all.set(key, value);
+    await this.#file.commit(all, { durable });
+    for (const key of forgotten) this.#forgotten.delete(key);
+  }
+
+  forget(key: string): void {
+    if (this.#file.values.has(key)) this.#forgotten.add(key);
   }
 
   /** No lost device, no merge, no kept store: nothing that a later daemon would need. */
   get isEmpty(): boolean {
-    return this.#file.values.size === 0;
+    for (const key of this.#file.values.keys()) if (!this.#forgotten.has(key)) return false;
+    return true;
   }
 
   /** For a shutdown. A full disk must not keep a daemon: where nothing else stands in the file, it goes as a whole. */
@@ -66,6 +79,7 @@ export class Journal implements JournalSink {
     }
     const changes = new Map<string, Json>();
     for (const key of this.#file.values.keys()) {
+      if (this.#forgotten.has(key)) changes.set(key, null);
       if (key.startsWith(DEVICE_PREFIX) && !merging.has(key.slice(DEVICE_PREFIX.length))) changes.set(key, null);
     }
     if (changes.size === this.#file.values.size) {

@@ -6,7 +6,7 @@ import { NBD_DEFAULT_PORT } from '../nbd/protocol/constants.ts';
 import { type NbdUri, parseNbdUri } from '../nbd/protocol/uri.ts';
 import { formatDeviceNumber } from './block.ts';
 import { type BlockDeviceMark, byteLengthInSysfs, markOf } from './block-mark.ts';
-import { fileMarkOf } from './file-mark.ts';
+import { type FileMark, fileMarkOf } from './file-mark.ts';
 import { canonicalNbdUri, isNbdUri } from './nbd-uri.ts';
 import { findDevice } from './open.ts';
 
@@ -84,8 +84,14 @@ export function identifyPath(argument: string, baseFolder: string): DiskIdentity
 
 /** An open file's, whatever its path leads to by now. */
 export function identityOfOpenFile(path: string, fd: number): FileIdentity {
+  const stat = fs.fstatSync(fd, { bigint: true });
+  return identityOfMarkedFile(path, stat, markOfOpenFile(path, fd, stat));
+}
+
+/** The part of an open file's identity that stays the same for as long as it is open. */
+export function markOfOpenFile(path: string, fd: number, stat: fs.BigIntStats): FileMark {
   const ofDescriptor = `/proc/self/fd/${fd}`;
-  return identityOfFile(path, fs.fstatSync(fd, { bigint: true }), fs.existsSync(ofDescriptor) ? ofDescriptor : path);
+  return fileMarkOf(stat, fs.existsSync(ofDescriptor) ? ofDescriptor : path);
 }
 
 /** @param byteLength as an open device has it; null: as sysfs says */
@@ -96,7 +102,11 @@ export function identityOfBlockDevice(path: string, rdev: bigint, byteLength: nu
 }
 
 function identityOfFile(path: string, stat: fs.BigIntStats, place: string): FileIdentity {
-  const { inode, birth } = fileMarkOf(stat, place);
+  return identityOfMarkedFile(path, stat, fileMarkOf(stat, place));
+}
+
+/** A file's whose mark is known. */
+export function identityOfMarkedFile(path: string, stat: fs.BigIntStats, { inode, birth }: FileMark): FileIdentity {
   return { kind: 'file', path, inode, birth, dev: String(stat.dev), bootId: bootId(), byteLength: Number(stat.size) };
 }
 

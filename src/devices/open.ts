@@ -77,8 +77,13 @@ function notFound(path: string, errno: number): DmError {
   );
 }
 
+/** {@link Found.key} of a file. */
+export function fileKey(dev: bigint, ino: bigint): string {
+  return `file ${dev}:${ino}`;
+}
+
 function describe(path: string, stat: fs.BigIntStats): Found {
-  if (stat.isFile()) return { path, kind: 'file', key: `file ${stat.dev}:${stat.ino}`, rdev: 0n };
+  if (stat.isFile()) return { path, kind: 'file', key: fileKey(stat.dev, stat.ino), rdev: 0n };
   if (stat.isBlockDevice()) return { path, kind: 'block', key: `block ${stat.rdev}`, rdev: stat.rdev };
   throw new DmError(Errno.ENODEV, `${path} is ${kindOf(stat)}; a device is an image file or a block device`);
 }

@@ -1,4 +1,5 @@
 // Lower devices by the arguments of tables. One device is one object, whichever path leads to it.
+import fs from 'node:fs';
 import { resolve } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
@@ -11,10 +12,11 @@ import { workingFolder } from '../files/working-folder.ts';
 import { HostBlockDevice, isWriteProtected } from './block.ts';
 import type { EngineDevice } from './engine-device.ts';
 import { FileDevice, takesHoles } from './file.ts';
-import { type DiskIdentity, identityOfBlockDevice, identityOfOpenFile } from './identity.ts';
+import type { FileMark } from './file-mark.ts';
+import { type DiskIdentity, identityOfBlockDevice, identityOfMarkedFile, markOfOpenFile } from './identity.ts';
 import { NbdDevice } from './nbd.ts';
 import { canonicalNbdUri, isNbdUri } from './nbd-uri.ts';
-import { type Found, findDevice, type HeldFile, type Opened, openFound } from './open.ts';
+import { type Found, fileKey, findDevice, type HeldFile, type Opened, openFound } from './open.ts';
 
 export interface DeviceRegistryOptions {
   reactor: Reactor;
@@ -73,6 +75,8 @@ interface Entry {
   locked: boolean;
   readerCount: number;
   writerCount: number;
+  /** Of the open file, once it was asked for: it stays the same for as long as the file is open. */
+  mark: FileMark | null;
 }
 
 /** The devices at the bottom of one reactor's stacks, reference-counted. */
@@ -90,6 +94,9 @@ export class DeviceRegistry implements DeviceResolver {
    * of them meanwhile gets it back, by its key.
    */
   readonly #ending = new Map<string, Opened>();
+
+  /** Keys of files that this process has just made. */
+  readonly #newFiles = new Set<string>();
 
   /** @throws DmError EINVAL for a DMKIT_ENGINE that names no engine */
   constructor(options: DeviceRegistryOptions) {
@@ -182,7 +189,7 @@ export class DeviceRegistry implements DeviceResolver {
     const name = this.nameOf(argument);
     if (this.#registered.has(name)) throw new DmError(Errno.EEXIST, `a device is registered as ${name} already`);
     if (this.#byDevice.has(device)) throw new DmError(Errno.EBUSY, `${device.name} is registered or open already`);
-    const entry: Entry = { device, opened: null, onUnused, locked: false, readerCount: 0, writerCount: 0 };
+    const entry = newEntry(device, null, onUnused, false);
     this.#registered.set(name, entry);
     this.#byDevice.set(device, entry);
   }
@@ -237,7 +244,9 @@ export class DeviceRegistry implements DeviceResolver {
     if (entry.opened !== null) {
       const { found, device: opened } = entry.opened;
       if (found.kind === 'block') return identityOfBlockDevice(found.path, found.rdev, byteLength);
-      return identityOfOpenFile(found.path, opened.descriptor);
+      const stat = fs.fstatSync(opened.descriptor, { bigint: true });
+      entry.mark ??= markOfOpenFile(found.path, opened.descriptor, stat);
+      return identityOfMarkedFile(found.path, stat, entry.mark);
     }
     if (device instanceof NbdDevice) {
       return { kind: 'nbd', uri: device.name, exportName: device.exportName, byteLength };
@@ -254,6 +263,17 @@ export class DeviceRegistry implements DeviceResolver {
       if (error instanceof DmError) return null;
       throw error;
     }
+  }
+
+  /**
+   * Says that an open file was made by this process a moment ago: no loop device is over it, and none is looked for when it
+   * is opened, until the function that is returned is called.
+   */
+  noteNewFile(fd: number): () => void {
+    const { dev, ino } = fs.fstatSync(fd, { bigint: true });
+    const key = fileKey(dev, ino);
+    this.#newFiles.add(key);
+    return () => this.#newFiles.delete(key);
   }
 
   /** True for a device that is open or registered here. */
@@ -291,7 +311,7 @@ export class DeviceRegistry implements DeviceResolver {
         found.kind === 'file'
           ? new FileDevice(file, libc, opened.readOnly)
           : new HostBlockDevice(file, found.rdev, libc, opened.readOnly);
-      return { device, opened: { device, found }, onUnused: null, locked, readerCount: 0, writerCount: 0 };
+      return newEntry(device, { device, found }, null, locked);
     } catch (error) {
       file.engine.close(file);
       throw error;
@@ -319,6 +339,8 @@ export class DeviceRegistry implements DeviceResolver {
     const { file, locked } = this.#openFile(found, false, device.descriptor);
     device.replaceFile(file, false);
     entry.locked = locked;
+    // Overlayfs has copied the file up now.
+    entry.mark = null;
     const { libc } = this.engines;
     if (found.kind === 'file' && libc !== null && !takesHoles(libc, file.fd)) device.limits.maxDiscardSectorCount = 0;
   }
@@ -350,7 +372,8 @@ export class DeviceRegistry implements DeviceResolver {
     const ending = readOnly ? undefined : this.#ending.get(found.key);
     const fits = ending !== undefined && (ending.file.directIo !== null || found.direct !== true);
     if (!fits || !ending.file.engine.reopen(ending.file)) {
-      return openFound(this.engines, found, readOnly, { allowMounted: this.#allowMounted, openFd });
+      const allowMounted = this.#allowMounted || this.#newFiles.has(found.key);
+      return openFound(this.engines, found, readOnly, { allowMounted, openFd });
     }
     this.#ending.delete(found.key);
     ending.file.path = found.path;
@@ -362,6 +385,10 @@ export class DeviceRegistry implements DeviceResolver {
     for (const [other, { file }] of this.#ending) if (file.pendingCount === 0) this.#ending.delete(other);
     if (opened.file.pendingCount > 0) this.#ending.set(key, opened);
   }
+}
+
+function newEntry(device: BlockDevice, opened: Entry['opened'], onUnused: Entry['onUnused'], locked: boolean): Entry {
+  return { device, opened, onUnused, locked, readerCount: 0, writerCount: 0, mark: null };
 }
 
 function count(entry: Entry, readOnly: boolean): BlockDevice {

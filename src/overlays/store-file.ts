@@ -14,6 +14,8 @@ import type { OverlayPlan } from './options.ts';
 
 const FILE_MODE = 0o600;
 
+type NewFile = { temporary: string; path: string };
+
 export function fileFailure(path: string, error: unknown): DmError {
   const errno = errnoFromException(error);
   return new DmError(errno, `${path}: ${errnoMessage(errno)}`);
@@ -24,7 +26,9 @@ export class NewFiles {
   readonly #transaction: Transaction;
   readonly #journal: JournalSink | null;
   readonly #key = INTENT_PREFIX + newId();
-  readonly #files: { temporary: string; path: string }[] = [];
+  readonly #files: NewFile[] = [];
+  /** Ends the registry's notes of new files. */
+  readonly #new: (() => void)[] = [];
   readonly #grown: GrownFile[] = [];
 
   constructor(transaction: Transaction, journal: JournalSink | null) {
@@ -51,21 +55,56 @@ export class NewFiles {
     this.#transaction.onUndo(() => this.#clear());
     this.#transaction.onFinish(async () => {
       clearFirstNames(this.#files);
-      if (done !== null) await this.#forget();
+      this.#forgetNew();
+      if (done !== null) this.#journal?.forget(this.#key);
     });
-    for (const [index, { plan, mark }] of wanted.entries()) makeStoreFile(this.#files[index]!, plan, mark);
+    for (const [index, { plan, mark }] of wanted.entries()) this.#makeStoreFile(this.#files[index]!, plan, mark);
     for (const { plan } of growing) grow(plan);
   }
 
-  async #clear(): Promise<void> {
-    clearFiles(this.#files);
-    for (const file of this.#grown) shorten(file);
-    await this.#forget();
+  #forgetNew(): void {
+    for (const forget of this.#new.splice(0)) forget();
   }
 
-  /** Where that fails, the next start looks for the files once more. */
-  async #forget(): Promise<void> {
+  async #clear(): Promise<void> {
+    this.#forgetNew();
+    clearFiles(this.#files);
+    for (const file of this.#grown) shorten(file);
+    // At once: a store that grows later must not be found too long by the next start. Where it fails, that looks once more.
     await this.#journal?.commit(new Map([[this.#key, null]]), { durable: false }).catch(() => {});
+  }
+
+  #makeStoreFile({ temporary, path }: NewFile, plan: OverlayPlan, mark: StoreMark | null): void {
+    try {
+      this.#writeStore(temporary, plan, mark);
+      try {
+        fs.linkSync(temporary, path);
+      } catch (error) {
+        const errno = errnoFromException(error);
+        const lacksLinks = errno === Errno.EPERM || errno === Errno.EOPNOTSUPP;
+        if (!lacksLinks) throw error;
+        this.#writeStore(path, plan, mark);
+      }
+    } catch (error) {
+      const errno = errnoFromException(error);
+      throw errno === Errno.EEXIST ? new DmError(errno, `${path} is there already`) : fileFailure(path, error);
+    }
+  }
+
+  #writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPlan, mark: StoreMark | null): void {
+    const fd = fs.openSync(path, 'wx', FILE_MODE);
+    try {
+      fs.ftruncateSync(fd, cowByteLength);
+      // A transient store has no header.
+      if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE), 0);
+      const { devices } = this.#transaction.host;
+      if (devices !== undefined) this.#new.push(devices.noteNewFile(fd));
+    } catch (error) {
+      fs.unlinkSync(path);
+      throw error;
+    } finally {
+      fs.closeSync(fd);
+    }
   }
 }
 
@@ -103,7 +142,13 @@ export function shorten({ path, dev, inode, byteLength }: GrownFile): void {
 
 /** Takes the names away under which files were made that have their own names now. */
 export function clearFirstNames(files: readonly { temporary: string }[]): void {
-  for (const { temporary } of files) fs.rmSync(temporary, { force: true });
+  for (const { temporary } of files) {
+    try {
+      fs.unlinkSync(temporary);
+    } catch (error) {
+      if (errnoFromException(error) !== Errno.ENOENT) throw error;
+    }
+  }
 }
 
 /** Takes away files of an operation that did not come to its end, and no other files that have their names. */
@@ -117,40 +162,5 @@ export function clearFiles(files: readonly { temporary: string; path: string }[]
     } catch (error) {
       if (errnoFromException(error) !== Errno.ENOENT) throw error;
     }
-  }
-}
-
-function makeStoreFile(
-  { temporary, path }: { temporary: string; path: string },
-  plan: OverlayPlan,
-  mark: StoreMark | null,
-): void {
-  try {
-    writeStore(temporary, plan, mark);
-    try {
-      fs.linkSync(temporary, path);
-    } catch (error) {
-      const errno = errnoFromException(error);
-      const lacksLinks = errno === Errno.EPERM || errno === Errno.EOPNOTSUPP;
-      if (!lacksLinks) throw error;
-      writeStore(path, plan, mark);
-    }
-  } catch (error) {
-    const errno = errnoFromException(error);
-    throw errno === Errno.EEXIST ? new DmError(errno, `${path} is there already`) : fileFailure(path, error);
-  }
-}
-
-function writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPlan, mark: StoreMark | null): void {
-  const fd = fs.openSync(path, 'wx', FILE_MODE);
-  try {
-    fs.ftruncateSync(fd, cowByteLength);
-    // A transient store has no header.
-    if (mark !== null) writeAll(fd, makeStoreHeader(mark, chunkSectorCount, SECTOR_SIZE), 0);
-  } catch (error) {
-    fs.unlinkSync(path);
-    throw error;
-  } finally {
-    fs.closeSync(fd);
   }
 }

@@ -43,5 +43,10 @@ export interface JournalSink {
    * @throws DmError where that could not be written: nothing has changed then
    */
   commit(changes: ReadonlyMap<string, Json>, options?: { durable?: boolean }): Promise<void>;
+  /**
+   * Takes away a key that means nothing any more, with the next commit: where none follows, a later daemon finds it once
+   * more, and has to find nothing to do.
+   */
+  forget(key: string): void;
   readonly values: ReadonlyMap<string, Json>;
 }
