@@ -6,6 +6,7 @@ import type { MappedDevice } from '../mapper/mapped-device.ts';
 import { checkingMarks } from '../overlays/marks.ts';
 import { changedPaths } from './changed-paths.ts';
 import type { RequestContext } from './core/host.ts';
+import { entriesWith } from './core/long-table.ts';
 import type { Plane } from './core/plane.ts';
 import { describeTable } from './core/records.ts';
 import type { Transaction } from './core/transaction.ts';
@@ -123,7 +124,7 @@ export class DeviceOperations {
       ...(minor === undefined ? {} : { minor }),
     });
     if (table !== undefined) {
-      await transaction.load(device, table, this.#loadOptions(table, args, transaction));
+      await transaction.load(device, table, await this.#loadOptions(table, args, transaction));
       await transaction.resume(device);
     }
     if (readAhead !== undefined) {
@@ -132,13 +133,16 @@ export class DeviceOperations {
     return () => this.status(device);
   };
 
-  #loadOptions(
+  async #loadOptions(
     table: RequestArgs<'load'>['table'],
     args: { readOnly?: boolean; folder?: string; host?: boolean; force?: boolean },
     { context }: Transaction,
   ) {
     return {
-      ...checkingMarks(this.#plane, table, { force: args.force ?? false, onNotice: context.onNotice }),
+      ...checkingMarks(this.#plane, await entriesWith(table, 'snapshot'), {
+        force: args.force ?? false,
+        onNotice: context.onNotice,
+      }),
       readOnly: args.readOnly ?? false,
       folder: args.folder,
       translate: this.#translate(args.folder, args.host ?? false),
@@ -147,7 +151,7 @@ export class DeviceOperations {
 
   loadIn = async (transaction: Transaction, args: RequestArgs<'load'>): Promise<() => LoadReply> => {
     const device = this.find(args.device);
-    await transaction.load(device, args.table, this.#loadOptions(args.table, args, transaction));
+    await transaction.load(device, args.table, await this.#loadOptions(args.table, args, transaction));
     const notices = changedPaths(device);
     return () => ({ ...this.status(device), notices });
   };

@@ -11,9 +11,11 @@ import { compareIdentities, type DiskIdentity, identifyPath } from '../devices/i
 import { MappedDevice } from '../mapper/mapped-device.ts';
 import { checkingMarks } from '../overlays/marks.ts';
 import type { Merges } from '../overlays/merge.ts';
+import { LongText } from '../table/long-text.ts';
 import { parseTable, splitArguments } from '../table/text.ts';
 import type { JournalSink, Json, RequestContext } from './core/host.ts';
 import { loadTable } from './core/load.ts';
+import { entriesWith } from './core/long-table.ts';
 import { asJson, type Plane } from './core/plane.ts';
 import {
   DEVICE_PREFIX,
@@ -326,11 +328,11 @@ class Restoring {
   }
 
   async #load(device: MappedDevice, record: DeviceRecord, table: TableRecord): Promise<void> {
-    const text = table.text.join('');
+    const text = table.text.length > 1 ? new LongText(table.text) : (table.text[0] ?? '');
     const notices = this.#result(record).notices;
     notices.length = 0;
     const identities = new Map(table.lower.map(({ argument, identity }) => [argument, identity]));
-    const marks = checkingMarks(this.#plane, text, {
+    const marks = checkingMarks(this.#plane, await entriesWith(text, 'snapshot'), {
       force: this.#force,
       onNotice: (notice) => notices.push(notice),
     });

@@ -139,7 +139,7 @@ export class RemoteControl implements Control {
     this.#waiting.delete(id);
     if (error !== undefined) waiting?.reject(decodeError(error));
     else if (texts.length === 0) waiting?.resolve(reply);
-    else waiting?.resolve({ ...(reply as object), lines: decodeLines(texts[0]!) });
+    else waiting?.resolve({ ...(reply as object), lines: decodeLines(String(texts[0])) });
   }
 
   #onGreeting(greeting: Greeting): void {

@@ -1,7 +1,8 @@
 // The shapes of requests' arguments: declared once, they give the TypeScript type, the check of what arrives on a socket,
 // and the words of the protocol's page. (A validation library costs more at a command's start than all of dmkit.)
 import { isSector } from '../block/sector.ts';
-import type { TableEntry } from '../table/text.ts';
+import { LongText } from '../table/long-text.ts';
+import type { TableInput } from '../table/text.ts';
 
 /** Which device: one of the three. */
 export type DeviceAddress = { name: string } | { uuid: string } | { major: number; minor: number };
@@ -51,7 +52,7 @@ export const texts = (): Shape<string[]> =>
 export const device = (): Shape<DeviceAddress> => shape('{name} or {uuid} or {major, minor}', isAddress);
 
 /** Table text, or its lines. */
-export const table = (): Shape<string | readonly TableEntry[]> =>
+export const table = (): Shape<TableInput> =>
   shape('table text, or a list of {sector, sectorCount, type, params}', isTable, true);
 
 export function fields<S extends Shapes>(shapes: S): Shape<ArgsOf<S>> {
@@ -85,7 +86,7 @@ function isAddress(value: unknown): boolean {
 }
 
 function isTable(value: unknown): boolean {
-  return typeof value === 'string' || (Array.isArray(value) && value.every(isEntry));
+  return typeof value === 'string' || value instanceof LongText || (Array.isArray(value) && value.every(isEntry));
 }
 
 /** Past 2^53 a number is rounded, and the table refuses it; a fraction is none that a table can have. */

@@ -93,6 +93,7 @@ class Client {
   /** Came, and waits for its turn; what follows it is in the decoder still. */
   #held: Message | null = null;
   #isTurnDue = false;
+  #isResting = false;
   /** It asks for nothing any more. */
   #isOver = false;
 
@@ -140,7 +141,7 @@ class Client {
       });
     }
     // With many requests under way, and none held back, it is still listened to: it may cancel them, or go away.
-    const waits = this.#isDeaf || this.#held !== null;
+    const waits = this.#isDeaf || this.#held !== null || this.#isResting;
     if (waits === this.#isPaused) return;
     this.#isPaused = waits;
     if (waits) this.#transport.pause();
@@ -150,6 +151,18 @@ class Client {
   #onData(chunk: Uint8Array): void {
     this.#decoder.add(chunk);
     this.#takeMessages();
+    if (this.#decoder.isInLongText) this.#restFromReading();
+  }
+
+  /** A long text comes faster than it is decoded: others get their turn between its chunks. */
+  #restFromReading(): void {
+    if (this.#isResting) return;
+    this.#isResting = true;
+    this.#checkPause();
+    setImmediate(() => {
+      this.#isResting = false;
+      this.#checkPause();
+    });
   }
 
   /** Takes some messages of those that are there. A chunk may hold thousands, each with a long answer. */

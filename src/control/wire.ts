@@ -8,8 +8,10 @@
 //                  { "id": 2, "name": "load", "args": { …, "table": { "text": 0 } }, "texts": [ 4096 ] } and 4096 bytes
 //   server         { "id": 1, "reply": … }   or   { "id": 1, "error": { … } }
 //                  { "id": 3, "progress": … }   or   { "id": 3, "notice": "…" }   before the answer of request 3
+import { StringDecoder } from 'node:string_decoder';
 import { Errno } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
+import { LongText, type TableText } from '../table/long-text.ts';
 import { formatTable, type TableEntry } from '../table/text.ts';
 import { MAX_REPLY_BYTE_LENGTH, MAX_TEXT_BYTE_LENGTH } from './bounds.ts';
 import { type Fields, isCount, isFields } from './schema.ts';
@@ -19,6 +21,8 @@ import type { StatusLine } from './types.ts';
 export const PROTOCOL_VERSION = 2;
 
 const LENGTH_BYTE_LENGTH = 4;
+/** Texts of a message that are longer together are not gathered first: see {@link LongText}. */
+const LONG_TEXT_BYTE_LENGTH = 256 * 1024;
 /** Lines of an answer that are printed before others get their turn. */
 const LINE_COUNT = 2048;
 
@@ -38,7 +42,7 @@ export class ProtocolError extends Error {}
 /** A message, and the texts behind it. */
 export interface Message {
   readonly json: unknown;
-  readonly texts: readonly string[];
+  readonly texts: readonly TableText[];
 }
 
 /** One message as bytes. `texts` are lists of pieces, each list one text. */
@@ -55,6 +59,61 @@ export interface DecoderBounds {
   readonly maxByteLength: number;
   /** Braces inside braces; not looked at unless given. */
   readonly maxDepth?: number;
+  /** Texts that are longer together are taken in pieces as they come; {@link LONG_TEXT_BYTE_LENGTH} unless given. */
+  readonly longTextByteLength?: number;
+}
+
+/** The texts of one message, decoded as they come. */
+class LongTexts {
+  readonly #lengths: readonly number[];
+  readonly #texts: TableText[] = [];
+  #pieces: string[] = [];
+  #decoder = new StringDecoder('utf8');
+  /** Bytes of the text at hand that have not come. */
+  #missing: number;
+
+  constructor(lengths: readonly number[]) {
+    this.#lengths = lengths;
+    this.#missing = lengths[0]!;
+    this.#endTexts();
+  }
+
+  get isWhole(): boolean {
+    return this.#texts.length === this.#lengths.length;
+  }
+
+  get texts(): readonly TableText[] {
+    return this.#texts;
+  }
+
+  /** Takes what belongs to the texts. @returns how many bytes that is */
+  take(chunk: Uint8Array): number {
+    let at = 0;
+    while (at < chunk.byteLength && !this.isWhole) {
+      const count = Math.min(this.#missing, chunk.byteLength - at);
+      this.#add(this.#decoder.write(Buffer.from(chunk.buffer, chunk.byteOffset + at, count)));
+      at += count;
+      this.#missing -= count;
+      this.#endTexts();
+    }
+    return at;
+  }
+
+  #add(piece: string): void {
+    if (piece !== '') this.#pieces.push(piece);
+  }
+
+  /** Ends each text that is whole; one may have no bytes at all. */
+  #endTexts(): void {
+    while (!this.isWhole && this.#missing === 0) {
+      this.#add(this.#decoder.end());
+      const pieces = this.#pieces;
+      this.#texts.push(pieces.length > 1 ? new LongText(pieces) : (pieces[0] ?? ''));
+      this.#pieces = [];
+      this.#decoder = new StringDecoder('utf8');
+      this.#missing = this.#lengths[this.#texts.length] ?? 0;
+    }
+  }
 }
 
 /** Bytes to messages, however they were cut on their way. */
@@ -63,10 +122,17 @@ export class MessageDecoder {
   #chunks: Uint8Array[] = [];
   #byteLength = 0;
   #needed = LENGTH_BYTE_LENGTH;
+  /** The message whose texts are coming in pieces. */
+  #long: { json: unknown; texts: LongTexts } | null = null;
   #next: (bytes: Buffer) => Message | null = (bytes) => this.#onLength(bytes);
 
   constructor(bounds: DecoderBounds = { maxByteLength: MAX_REPLY_BYTE_LENGTH }) {
     this.#bounds = bounds;
+  }
+
+  /** The rest of a long text is expected. */
+  get isInLongText(): boolean {
+    return this.#long !== null;
   }
 
   /** @throws ProtocolError as {@link next} does */
@@ -87,11 +153,28 @@ export class MessageDecoder {
    * @throws ProtocolError for a message that is too long or no JSON: the connection is of no use any more
    */
   next(): Message | null {
+    if (this.#long !== null) return this.#takeLong(this.#long);
     while (this.#byteLength >= this.#needed) {
       const message = this.#next(this.#take(this.#needed));
       if (message !== null) return message;
+      if (this.#long !== null) return this.#takeLong(this.#long);
     }
     return null;
+  }
+
+  #takeLong({ json, texts }: { json: unknown; texts: LongTexts }): Message | null {
+    let count = 0;
+    while (count < this.#chunks.length && !texts.isWhole) {
+      const chunk = this.#chunks[count]!;
+      const taken = texts.take(chunk);
+      this.#byteLength -= taken;
+      if (taken < chunk.byteLength) this.#chunks[count] = chunk.subarray(taken);
+      else count++;
+    }
+    this.#chunks.splice(0, count);
+    if (!texts.isWhole) return null;
+    this.#long = null;
+    return this.#done({ json, texts: texts.texts });
   }
 
   #expect(byteLength: number, next: (bytes: Buffer) => Message | null): null {
@@ -119,6 +202,10 @@ export class MessageDecoder {
       throw new ProtocolError(`texts of ${total} bytes; at most ${MAX_TEXT_BYTE_LENGTH} are taken`);
     }
     if (lengths.length === 0) return this.#done({ json, texts: [] });
+    if (total > (this.#bounds.longTextByteLength ?? LONG_TEXT_BYTE_LENGTH)) {
+      this.#long = { json, texts: new LongTexts(lengths) };
+      return null;
+    }
     return this.#expect(total, (bytes) => {
       let at = 0;
       const texts = lengths.map((length) => {
@@ -203,11 +290,17 @@ function textOf(table: string | readonly TableEntry[]): string {
 export function detachTables(args: object): { args: object; texts: Uint8Array[][] } {
   const texts: Uint8Array[][] = [];
   const detach = (value: object): object => {
-    const { table, steps } = value as { table?: string | TableEntry[]; steps?: { name: string; args: object }[] };
+    const { table, steps } = value as {
+      table?: string | LongText | TableEntry[];
+      steps?: { name: string; args: object }[];
+    };
     let result = value;
     if (typeof table === 'string' || Array.isArray(table)) {
       result = { ...result, table: { text: texts.length } satisfies TextReference };
       texts.push([Buffer.from(textOf(table))]);
+    } else if (table instanceof LongText) {
+      result = { ...result, table: { text: texts.length } satisfies TextReference };
+      texts.push(table.pieces.map((piece) => Buffer.from(piece)));
     }
     if (Array.isArray(steps))
       result = { ...result, steps: steps.map((step) => ({ ...step, args: detach(step.args) })) };
@@ -217,7 +310,7 @@ export function detachTables(args: object): { args: object; texts: Uint8Array[][
 }
 
 /** Puts them back. @throws ProtocolError for a text that is not there */
-export function attachTables(args: Fields, texts: readonly string[]): Fields {
+export function attachTables(args: Fields, texts: readonly TableText[]): Fields {
   const { table, steps } = args;
   let result = args;
   if (isFields(table)) {

@@ -10,7 +10,7 @@ import { FileDevice } from '../devices/file.ts';
 import { sourceSteps, TableBuilder } from '../table/builder.ts';
 import { runSteps, type Steps } from '../table/steps.ts';
 import type { Table } from '../table/table.ts';
-import type { TableEntry } from '../table/text.ts';
+import type { TableInput } from '../table/text.ts';
 import { MappedDevice, type SuspendOptions } from './mapped-device.ts';
 import type { StateChange } from './state-change.ts';
 
@@ -178,7 +178,7 @@ export class Mapper implements DeviceResolver {
    *
    * @throws TableError, whose `reason` is what the kernel would log
    */
-  load(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions = {}): void {
+  load(device: MappedDevice, table: TableInput, options: LoadOptions = {}): void {
     runSteps(this.#loadSteps(device, table, options));
   }
 
@@ -195,7 +195,7 @@ export class Mapper implements DeviceResolver {
    */
   loadSliced(
     device: MappedDevice,
-    table: string | readonly TableEntry[],
+    table: TableInput,
     options: LoadOptions,
     done: (error: DmError | null) => void,
   ): StateChange {
@@ -203,7 +203,7 @@ export class Mapper implements DeviceResolver {
     return device.loads.start(() => this.#loadSteps(device, table, options), reactor, done);
   }
 
-  *#loadSteps(device: MappedDevice, table: string | readonly TableEntry[], options: LoadOptions): Steps {
+  *#loadSteps(device: MappedDevice, table: TableInput, options: LoadOptions): Steps {
     this.#refuseRemoved(device);
     const source = yield* sourceSteps(table);
     refusePinned(device);

@@ -6,6 +6,7 @@ import { DmError } from '../block/errors.ts';
 import type { Plane } from '../control/core/plane.ts';
 import type { Transaction } from '../control/core/transaction.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
+import { parseTable } from '../table/text.ts';
 import type { StoreMark } from '../targets/snapshot/mark.ts';
 import { checkingMarks, newMark, originFacts } from './marks.ts';
 import { newOverlayUuid } from './names.ts';
@@ -71,7 +72,7 @@ export class OverlayMaking {
       isNew: (cow: string) => overlay?.plan.makesCow === true && cow === overlay.plan.cow,
       onNotice: (text: string) => void overlay?.plan.notices.push(text),
     };
-    await transaction.load(device, table, checkingMarks(this.#plane, table, checks));
+    await transaction.load(device, table, checkingMarks(this.#plane, parseTable(table), checks));
     await transaction.resume(device);
   }
 

@@ -14,7 +14,7 @@ import type { DiskIdentity } from '../devices/identity.ts';
 import { writeAll } from '../files/replace-file.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
 import type { Table } from '../table/table.ts';
-import { parseTable, splitArguments, type TableEntry } from '../table/text.ts';
+import { splitArguments, type TableEntry } from '../table/text.ts';
 import {
   decodeMark,
   encodeMark,
@@ -175,20 +175,23 @@ export interface MarkChecks {
   isNew?: (cow: string) => boolean;
 }
 
-/** Load options under which each snapshot line's store is compared with its origin before it is used. */
+/**
+ * Load options under which each snapshot line's store is compared with its origin before it is used.
+ *
+ * @param entries of the table: those with `snapshot` in them at least
+ */
 export function checkingMarks(
   context: MarkContext,
-  table: string | readonly TableEntry[],
+  entries: readonly TableEntry[],
   checks: MarkChecks,
 ): { verify?: (argument: string, device: BlockDevice) => void } {
-  if (typeof table === 'string' && !table.includes('snapshot')) return {};
-  const entries = typeof table === 'string' ? parseTable(table) : table;
   const originOfCow = new Map<string, string>();
   for (const { type, params } of entries) {
     if (type !== 'snapshot' && type !== 'snapshot-merge') continue;
     const [origin, cow] = splitArguments(params);
     if (origin !== undefined && cow !== undefined) originOfCow.set(cow, origin);
   }
+  if (originOfCow.size === 0) return {};
   const opened = new Map<string, BlockDevice>();
   return {
     verify: (argument, device) => {

@@ -8,7 +8,7 @@ import type { NbdLinkState } from '../devices/nbd-links.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { NBD_DEFAULT_PORT } from '../nbd/protocol/constants.ts';
 import { type NbdUri, parseNbdUri } from '../nbd/protocol/uri.ts';
-import { parseTable, splitArguments, type TableEntry } from '../table/text.ts';
+import { splitArguments, type TableEntry } from '../table/text.ts';
 import { clientTls } from './nbd-credentials.ts';
 import type { ConnectAddress, NodeLoop } from './node-loop.ts';
 
@@ -85,10 +85,8 @@ export class RemoteDevices {
   }
 
   /** The URIs among the arguments of a table's lines. */
-  static urisIn(table: string | readonly TableEntry[]): string[] {
+  static urisIn(entries: readonly TableEntry[]): string[] {
     const uris = new Set<string>();
-    if (typeof table === 'string' && !table.includes('://')) return [];
-    const entries = typeof table === 'string' ? parseTable(table) : table;
     for (const { params } of entries) {
       if (!params.includes('://')) continue;
       for (const argument of splitArguments(params)) if (isNbdUri(argument)) uris.add(argument);

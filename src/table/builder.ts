@@ -15,10 +15,11 @@ import {
   type TargetSetup,
 } from '../block/target.ts';
 import { TableDevices, type TableDevicesOptions } from './devices.ts';
+import { LongText } from './long-text.ts';
 import { buildSectorIndex } from './sector-index.ts';
 import { beginsStep, runSteps, type Steps } from './steps.ts';
 import { Table } from './table.ts';
-import { checkTextSteps, splitArguments, type TableEntry, TableReader } from './text.ts';
+import { checkTextSteps, splitArguments, type TableEntry, type TableInput, TableReader } from './text.ts';
 
 export interface TableOptions extends TableDevicesOptions {
   registry: TargetRegistry;
@@ -218,8 +219,8 @@ function sourceOf(entries: readonly TableEntry[]): TableSource {
  *
  * @throws DmError as parseTable does
  */
-export function* sourceSteps(table: string | readonly TableEntry[]): Steps<TableSource> {
-  if (typeof table !== 'string') return sourceOf(table);
+export function* sourceSteps(table: TableInput): Steps<TableSource> {
+  if (typeof table !== 'string' && !(table instanceof LongText)) return sourceOf(table);
   const entryCount = yield* checkTextSteps(table);
   const reader = new TableReader(table);
   return { entryCount, next: () => reader.next() };

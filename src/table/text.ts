@@ -3,6 +3,7 @@
 // written with a backslash before it (through dmsetup such a path cannot be written at all).
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { LongText, type TableText } from './long-text.ts';
 import { beginsStep, type Steps } from './steps.ts';
 
 /** One line of a table as text gives it: nothing is checked but the form. */
@@ -14,6 +15,9 @@ export interface TableEntry {
   /** What follows the type, unsplit. */
   params: string;
 }
+
+/** A table as text, or as its lines. */
+export type TableInput = TableText | readonly TableEntry[];
 
 // sscanf("%llu %llu %s %n"): the two numbers may be signed, a sign may even stand where a blank would, and the type may
 // follow the length without one.
@@ -73,19 +77,48 @@ function trimEnd(params: string): string {
 
 /** Reads table text a line at a time. */
 export class TableReader {
-  readonly #text: string;
+  /** The piece that is read. */
+  #text = '';
+  readonly #pieces: readonly string[];
+  #nextPiece = 0;
   readonly #source: string | undefined;
   #start = 0;
   #lineNumber = 0;
 
   /** @param source as {@link parseTable} takes it */
-  constructor(text: string, source?: string) {
-    this.#text = text;
+  constructor(text: TableText, source?: string) {
+    this.#pieces = text instanceof LongText ? text.pieces : [text];
     this.#source = source;
+    this.#toNextPiece();
   }
 
   get isAtEnd(): boolean {
     return this.#start >= this.#text.length;
+  }
+
+  /** To the next piece with text in it. False where the last one is read. */
+  #toNextPiece(): boolean {
+    while (this.#nextPiece < this.#pieces.length) {
+      this.#text = this.#pieces[this.#nextPiece++]!;
+      this.#start = 0;
+      if (this.#text !== '') return true;
+    }
+    return false;
+  }
+
+  /** The next line, without its newline. */
+  #take(): string {
+    let line = '';
+    for (;;) {
+      const text = this.#text;
+      const newline = text.indexOf('\n', this.#start);
+      const end = newline < 0 ? text.length : newline;
+      const part = text.slice(this.#start, end);
+      line = line === '' ? part : line + part;
+      this.#start = end + 1;
+      if (this.#start >= text.length && !this.#toNextPiece()) return line;
+      if (newline >= 0) return line;
+    }
   }
 
   /**
@@ -94,18 +127,14 @@ export class TableReader {
    * @throws DmError EINVAL for a line that it cannot read
    */
   next(): TableEntry | undefined {
-    const text = this.#text;
-    const start = this.#start;
-    const newline = text.indexOf('\n', start);
-    const end = newline < 0 ? text.length : newline;
-    this.#start = end + 1;
+    const line = this.#take();
     this.#lineNumber++;
-    const entry = parseLine(text.slice(start, end));
+    const entry = parseLine(line);
     if (entry !== null) return entry;
     const where = this.#source === undefined ? '' : ` of table ${this.#source}`;
     throw new DmError(
       Errno.EINVAL,
-      `Invalid format on line ${this.#lineNumber}${where}: expected START LENGTH TYPE [PARAMS], got "${text.slice(start, Math.min(end, start + 80))}"`,
+      `Invalid format on line ${this.#lineNumber}${where}: expected START LENGTH TYPE [PARAMS], got "${line.slice(0, 80)}"`,
     );
   }
 }
@@ -116,7 +145,7 @@ export class TableReader {
  * @returns how many entries there are
  * @throws what {@link parseTable} throws
  */
-export function* checkTextSteps(text: string): Steps<number> {
+export function* checkTextSteps(text: TableText): Steps<number> {
   const reader = new TableReader(text);
   let entryCount = 0;
   for (let index = 0; !reader.isAtEnd; index++) {

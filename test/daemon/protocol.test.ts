@@ -64,6 +64,28 @@ describe('messages', () => {
     );
   });
 
+  test('carry long tables in pieces, which say what the bytes in one say, however they are cut', () => {
+    const text = fc.oneof(fc.uint8Array({ maxLength: 40 }), fc.string({ unit: 'grapheme' }).map(Buffer.from));
+    fc.assert(
+      fc.property(fc.array(text, { minLength: 1, maxLength: 4 }), fc.integer({ min: 1, max: 9 }), (texts, cut) => {
+        const messages = [
+          encodeMessage(
+            { id: 1 },
+            texts.map((one) => [one]),
+          ),
+          encodeMessage({ id: 2 }),
+        ];
+        const bytes = Buffer.concat(messages.flat());
+        const decoder = new MessageDecoder({ maxByteLength: 1000, longTextByteLength: 0 });
+        const got = [];
+        for (let at = 0; at < bytes.byteLength; at += cut) got.push(...decoder.push(bytes.subarray(at, at + cut)));
+        expect(got.map((one) => (one.json as { id: number }).id)).toEqual([1, 2]);
+        expect(got[0]!.texts.map(String)).toEqual(texts.map((one) => Buffer.from(one).toString()));
+        expect(decoder.isInLongText).toBe(false);
+      }),
+    );
+  });
+
   test('that are too long are refused before they are there', () => {
     expect([...decoderOf(100).push(frame(JSON.stringify('x'.repeat(98))))]).toHaveLength(1);
     expect(() => [...decoderOf(100).push(Buffer.from([0, 0, 0, 101]))]).toThrow(ProtocolError);

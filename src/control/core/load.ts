@@ -6,20 +6,21 @@ import type { MappedDevice } from '../../mapper/mapped-device.ts';
 import type { LoadOptions } from '../../mapper/mapper.ts';
 import type { RemoteLease } from '../../reactor/remote-devices.ts';
 import { RemoteDevices } from '../../reactor/remote-devices.ts';
-import type { TableEntry } from '../../table/text.ts';
+import type { TableInput } from '../../table/text.ts';
 import type { ControlHost } from './host.ts';
+import { entriesWith } from './long-table.ts';
 import { changed, leased } from './waiting.ts';
 
 /** @throws TableError; DmError ENXIO for a device that was removed meanwhile, EINTR after the signal */
 export async function loadTable(
   host: ControlHost,
   device: MappedDevice,
-  table: string | readonly TableEntry[],
+  table: TableInput,
   options: LoadOptions & { folder?: string | undefined },
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const { folder, ...loadOptions } = options;
-  const uris = host.remotes === undefined ? [] : RemoteDevices.urisIn(table);
+  const uris = host.remotes === undefined ? [] : RemoteDevices.urisIn(await entriesWith(table, '://'));
   if (uris.length === 0) {
     await changed(signal, (done) => host.mapper.loadSliced(device, table, loadOptions, done));
     return;

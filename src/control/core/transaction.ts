@@ -5,7 +5,7 @@ import { DmError } from '../../block/errors.ts';
 import type { MappedDevice, SuspendOptions } from '../../mapper/mapped-device.ts';
 import type { CreateOptions, LoadOptions } from '../../mapper/mapper.ts';
 import type { Table } from '../../table/table.ts';
-import type { TableEntry } from '../../table/text.ts';
+import type { TableInput } from '../../table/text.ts';
 import { snapshotOf } from '../../targets/snapshot/report.ts';
 import type { ControlHost, Json, RequestContext } from './host.ts';
 import { holdTable } from './live-table.ts';
@@ -89,7 +89,7 @@ export class Transaction {
 
   async load(
     device: MappedDevice,
-    table: string | readonly TableEntry[],
+    table: TableInput,
     options: LoadOptions & { folder?: string | undefined } = {},
   ): Promise<void> {
     const { everLoaded } = device;
