@@ -19,7 +19,7 @@ import {
 import { Destination } from './destination.ts';
 import { FileCopier } from './files.ts';
 import { type FoundMap, findMaps } from './find-map.ts';
-import { formatMapfile, saveMapfile } from './mapfile.ts';
+import { clearMapfileLeftovers, formatMapfile, saveMapfile } from './mapfile.ts';
 import { byteLengthOf, checkApart, OpenedDevices, type OpenedRegion, type OpenOptions, parseRegion } from './open.ts';
 import { type MapSide, ownersLine } from './owners.ts';
 import { extentsOf, type Piece, piecesOf, type SourceExtent } from './plan.ts';
@@ -247,6 +247,7 @@ export class Copy {
       windowBlockCount,
       filePieceCount: count === 1 ? SINGLE_FILE_PIECE_COUNT : SHARED_FILE_PIECE_COUNT,
     });
+    if (found !== null) clearMapfileLeftovers(found.path);
     return { destination, opened, mapfile: found?.path ?? null };
   }
 

@@ -1,9 +1,9 @@
 // GNU ddrescue's mapfile: which bytes of the source are copied, which failed, which were not tried. Lines of
 // "position size status", without gaps, after one line that says where the copy stands.
-import { Errno } from '../block/errno.ts';
+import { Errno, errnoFromException } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { replaceFile } from '../files/replace-file.ts';
+import { placeOf, removeLeftovers, replaceFile } from '../files/replace-file.ts';
 import { BAD, DONE, FAILED, RangeMap, type Status, UNTRIED } from './ranges.ts';
 
 const STATUSES = new Map<string, Status>([
@@ -125,5 +125,15 @@ export function saveMapfile(path: string, text: string): void {
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
     throw new DmError(error.errno, `cannot write the mapfile ${error.message}`, undefined, { cause: error.cause });
+  }
+}
+
+/** Removes what copies that were killed in `saveMapfile` left beside the map. For the one copy that writes it alone. */
+export function clearMapfileLeftovers(path: string): void {
+  try {
+    removeLeftovers(placeOf(path));
+  } catch (error) {
+    // A map that can't be written is told of when it is saved.
+    if (errnoFromException(error) === 0) throw error;
   }
 }

@@ -11,7 +11,8 @@ import { type Daemon, startDaemon } from '../../src/daemon/daemon.ts';
 import { DaemonFolder } from '../../src/daemon/folder.ts';
 import { connectNbd } from '../../src/nbd/index.ts';
 import { isOverlayUuid } from '../../src/overlays/names.ts';
-import { type Started, start } from '../support/process.ts';
+import { type RunResult, run, type Started, start } from '../support/process.ts';
+import { runs } from '../support/seed.ts';
 import { makeImage, randomBytes, tempDir } from '../support/tmp.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -92,6 +93,20 @@ export class World {
       await started.exited;
     };
     return { started, client, kill };
+  }
+
+  /** The command as a user gives it, in the images' folder. @param wrapper as of `daemonProcess` */
+  command(words: readonly string[], wrapper: readonly string[] = []): Promise<RunResult> {
+    const [program, ...args] = [...wrapper, process.execPath, main, ...words];
+    return run(program!, args, { env: this.environment, cwd: this.images, timeoutSeconds: 240 });
+  }
+
+  /** The same, not waited for. */
+  async startCommand(words: readonly string[]): Promise<Started> {
+    const options = { env: this.environment, cwd: this.images, timeoutSeconds: 240 };
+    const started = await start(process.execPath, [main, ...words], options);
+    onTestFinished(async () => void (await started.stop()));
+    return started;
   }
 
   /** A daemon in this process. */
@@ -240,7 +255,7 @@ export interface KillPoint {
 }
 
 /** strace on a daemon that runs already: nothing but what comes from now on counts. */
-async function attached(pid: number, args: readonly string[]): Promise<Started> {
+export async function attached(pid: number, args: readonly string[]): Promise<Started> {
   const tracing = await start('strace', ['-f', '-p', String(pid), ...args], {
     ready: /attached/,
     readySeconds: 60,
@@ -255,12 +270,38 @@ export function killingAt({ call, nth }: KillPoint): string[] {
   return ['-o', '/dev/null', '-e', `trace=${call}`, '-e', `inject=${call}:signal=KILL:when=${nth}`];
 }
 
+/** The points of a process that `strace -o log` followed by its first thread alone, from the line with `first` on. */
+export function pointsFrom(log: string, first: string): KillPoint[] {
+  const counts = new Map<string, number>();
+  const points: KillPoint[] = [];
+  for (const line of readFileSync(log, 'utf8').split('\n')) {
+    const [, call] = /^(\w+)\(/.exec(line) ?? [];
+    if (call === undefined) continue;
+    const nth = (counts.get(call) ?? 0) + 1;
+    counts.set(call, nth);
+    if (points.length > 0 || line.includes(first)) points.push({ call, nth });
+  }
+  return points;
+}
+
 /** Every point that `work` passes, in its daemon. */
 export async function pointsOf(pid: number, log: string, work: () => Promise<unknown>): Promise<KillPoint[]> {
   const tracing = await attached(pid, ['-o', log, '-e', `trace=${CHANGING_CALLS.join()}`]);
   await work();
   await tracing.stop();
   return pointsIn(log);
+}
+
+/** How many points of a list are tried: all of them in a soak, where DMKIT_RUNS is 10 or more. */
+export function sampleSize(count: number): number {
+  return runs(10) >= 100 ? Number.POSITIVE_INFINITY : runs(count);
+}
+
+/** A choice of `count` of them, without order; all where there are no more. */
+export function some<T>(all: readonly T[], count: number, random: () => number): T[] {
+  const rest = [...all];
+  if (rest.length <= count) return rest;
+  return Array.from({ length: count }, () => rest.splice(Math.floor(random() * rest.length), 1)[0]!);
 }
 
 /** The most that one thread made of each call. */

@@ -15,6 +15,7 @@ import {
   pointsIn,
   pointsOf,
   restoreAll,
+  some,
   World,
   type WorldState,
   writeSectors,
@@ -189,12 +190,6 @@ async function restored(
   return { client, state, stop: () => daemon.stop('shutdown').then(() => {}) };
 }
 
-function some(points: KillPoint[], count: number): KillPoint[] {
-  if (points.length <= count) return points;
-  const rest = [...points];
-  return Array.from({ length: count }, () => rest.splice(Math.floor(random() * rest.length), 1)[0]!);
-}
-
 describe('a daemon that is killed at a system call leaves each request whole or not begun:', () => {
   for (const scenario of SCENARIOS) {
     itPeer(
@@ -214,7 +209,7 @@ describe('a daemon that is killed at a system call leaves each request whole or 
         const reference = await restored(first.world);
         expect(reference.state).toEqual(after);
         await reference.stop();
-        for (const point of some(points, runs(2))) {
+        for (const point of some(points, runs(2), random)) {
           const { world, daemon } = await begin(scenario);
           expect(await world.state(daemon.client)).toEqual(before);
           await killedAt(daemon, point, () => scenario.request(daemon.client, world));
@@ -268,7 +263,7 @@ describe('a daemon that is killed while it', () => {
       const log = join(first.world.path, 'calls');
       const points = await pointsOf(first.second.started.pid, log, () => restoreAll(first.second.client));
       expect(await first.world.state(first.second.client)).toEqual(first.before);
-      for (const point of some(points, runs(4))) {
+      for (const point of some(points, runs(4), random)) {
         const { world, before, second } = await lost();
         await killedAt(second, point, () => restoreAll(second.client));
         const { state, stop } = await restored(world);
@@ -308,7 +303,7 @@ describe('a daemon that is killed while it', () => {
         // Old journals are taken away last of all.
         const isLast = ({ call }: KillPoint): boolean => version === 1 && call === 'unlink';
         const rest = points.filter((point) => !isLast(point));
-        for (const point of [...points.filter(isLast), ...some(rest, runs(2))]) {
+        for (const point of [...points.filter(isLast), ...some(rest, runs(2), random)]) {
           const { world: there } = await world();
           const killed = ['strace', '-f', '-qq', ...killingAt(point)];
           await (await there.daemonProcess(killed).catch(() => null))?.kill();
