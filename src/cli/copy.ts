@@ -12,6 +12,7 @@ import { CopyOutput } from './copy-output.ts';
 import { timeText, type Watch, watchWithBars, watchWithEvents, watchWithLines } from './copy-progress.ts';
 import { isStreamCopy, runStreamCopy } from './copy-stream.ts';
 import { isHangUpIgnored } from './hang-up.ts';
+import { guardEnd } from './leave.ts';
 
 export interface CopyCommandOptions {
   keepGoing?: boolean;
@@ -65,6 +66,7 @@ async function mapperUri(name: string): Promise<string> {
 
 /** Runs the command. @returns the exit code: 0 all done, 1 something failed, 130 interrupted */
 export async function runCopy(names: string[], options: CopyCommandOptions): Promise<number> {
+  guardEnd();
   checkOptions(names, options);
   const { keepGoing, verify, skipHoles, mapfile, retry, force } = options;
   const aborter = new AbortController();

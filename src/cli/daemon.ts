@@ -9,6 +9,7 @@ import { READY_TEXT } from '../client/start.ts';
 import { type Daemon, startDaemon } from '../daemon/daemon.ts';
 import { daemonFolder } from '../daemon/folder.ts';
 import { keptName, shownName } from './device-names.ts';
+import { guardEnd } from './leave.ts';
 import { printed } from './output.ts';
 import { reconnectOptions } from './reconnect.ts';
 
@@ -59,6 +60,7 @@ async function start(options: DaemonCommandOptions): Promise<Daemon> {
 
 /** Runs a daemon until it is told to stop. */
 export async function runDaemon(options: DaemonCommandOptions): Promise<void> {
+  guardEnd();
   const daemon = await start(options);
   for (const signal of STOP_SIGNALS) process.on(signal, () => void daemon.stop('signal'));
   process.on('uncaughtExceptionMonitor', (error) => daemon.noteCrash(error));
@@ -84,8 +86,9 @@ export async function shutdownDaemon(options: { force?: boolean }): Promise<void
   const folder = daemonFolder();
   for (let attempt = 0; attempt < GONE_ATTEMPTS; attempt++) {
     const found = await findDaemon(folder).catch(() => null);
-    if (found === null && !existsSync(folder.nbdSocket)) return;
-    await found?.close();
+    // Its sockets may be there still: a folder that went read-only keeps their names.
+    if (found === null) return;
+    await found.close();
     await sleep(GONE_MILLISECONDS);
   }
   throw new DmError(Errno.ETIMEDOUT, `the daemon has not ended yet; see ${folder.logFile}`);

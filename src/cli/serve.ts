@@ -14,6 +14,7 @@ import { takeInheritedSocket } from './activation.ts';
 
 import { quoted } from './exec.ts';
 import { isHangUpIgnored } from './hang-up.ts';
+import { guardEnd } from './leave.ts';
 import { printed } from './output.ts';
 
 import { reconnectOptions } from './reconnect.ts';
@@ -249,6 +250,7 @@ function threadCount(option: string | undefined, deviceCount: number): number {
 
 /** Serves until told to stop. @returns the exit code */
 export async function serve(options: ServeOptions): Promise<number> {
+  guardEnd();
   const tables = readTables(options);
   const readOnly = options.readOnly ?? false;
   const tls = tlsOptions(options);

@@ -204,6 +204,7 @@ async function* changesOf(name: string | undefined, cow: string | undefined): As
     }
     return;
   }
+  (await import('./leave.ts')).guardEnd();
   const { DeviceMapper } = await import('../api/device-mapper.ts');
   const { changedExtentsOfStore } = await import('../api/store-changes.ts');
   const dm = new DeviceMapper();

@@ -1,5 +1,5 @@
 // From the words of the command line to open devices, and what is refused before a byte moves.
-import { closeSync, existsSync, ftruncateSync, openSync, rmSync, statSync } from 'node:fs';
+import { closeSync, existsSync, fstatSync, ftruncateSync, openSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { resolve } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
@@ -7,7 +7,9 @@ import { DmError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import type { DiskIdentity } from '../devices/identity.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
+import { lockForWriting } from '../devices/lock.ts';
 import type { NbdDevice } from '../devices/nbd.ts';
+import { loadLibc } from '../engine/libc.ts';
 import type { AttachedNbd } from '../nbd/attach.ts';
 import type { NodeLoop } from '../reactor/node-loop.ts';
 import { MAX_DESTINATION_COUNT } from './bounds.ts';
@@ -86,21 +88,33 @@ export function byteLengthOf(region: Pick<OpenedRegion, 'sectorCount' | 'tailByt
   return region.sectorCount * SECTOR_SIZE + region.tailByteLength;
 }
 
-/** An image that is not there is made, sparse and as large as it has to be. @returns false for what is there, or no file */
+/**
+ * An image that is not there is made, sparse and as large as it has to be. So is an empty file: a copy that was killed right
+ * here leaves one.
+ *
+ * @returns false for what is there, or no file
+ */
 export function createImage({ device, sector }: RegionArgument, byteLength: number): boolean {
   const path = resolve(device);
   const isDevice = path.startsWith('/dev/') && !path.startsWith(SHARED_MEMORY_FOLDER);
   const isNoPath = NBD_URI.test(device) || isDevice || /^\d+:\d+$/.test(device);
-  if (isNoPath || existsSync(device)) return false;
+  if (isNoPath) return false;
+  const stat = statSync(device, { throwIfNoEntry: false });
+  if (stat !== undefined && !(stat.isFile() && stat.size === 0)) return false;
   try {
-    const fd = openSync(device, 'wx', 0o666);
+    const fd = openSync(device, stat === undefined ? 'wx' : 'r+', 0o666);
     try {
+      const { libc } = loadLibc();
+      if (libc !== null) lockForWriting(libc, fd, device);
+      // Another copy may have made it meanwhile.
+      if (fstatSync(fd).size > 0) return false;
       ftruncateSync(fd, sector * SECTOR_SIZE + byteLength);
     } finally {
       closeSync(fd);
     }
     return true;
   } catch (error) {
+    if (error instanceof DmError) throw error;
     const errno = errnoFromException(error);
     throw refused(`${device} can't be made: ${errnoMessage(errno)}`, errno);
   }
@@ -120,6 +134,8 @@ export class OpenedDevices {
   readonly #options: OpenOptions;
   readonly #open: { device: BlockDevice; readOnly: boolean }[] = [];
   readonly #created: string[] = [];
+  /** Empty files that were lengthened. */
+  readonly #filled: string[] = [];
   readonly #attached = new Map<string, AttachedNbd>();
 
   constructor(host: OpenHost, options: OpenOptions) {
@@ -138,18 +154,21 @@ export class OpenedDevices {
    * counts.
    */
   async destination(argument: RegionArgument, byteLength: number | null): Promise<OpenedRegion> {
+    const wasEmpty = existsSync(argument.device);
     const isNew = byteLength !== null && !this.#isThere(argument.device) && createImage(argument, byteLength);
-    if (isNew) this.#created.push(argument.device);
+    if (isNew) (wasEmpty ? this.#filled : this.#created).push(argument.device);
     const opened = await this.#openDevice(argument, false);
     if (opened.device.readOnly) throw refused(`${argument.text} is read-only`, Errno.EROFS);
     return { ...this.#region(argument, opened, byteLength), isNew };
   }
 
-  /** A file, a device, or a device that the program has registered answers to this name. */
+  /** A file that is not empty, a device, or a device that the program has registered answers to this name. */
   #isThere(name: string): boolean {
     try {
-      this.#host.devices.close(this.#host.devices.open(name, true), true);
-      return true;
+      const device = this.#host.devices.open(name, true);
+      const isEmpty = device.sectorCount === 0 && this.#host.devices.info(device)?.kind === 'file';
+      this.#host.devices.close(device, true);
+      return !isEmpty;
     } catch {
       return false;
     }
@@ -207,6 +226,7 @@ export class OpenedDevices {
   async undo(): Promise<void> {
     await this.close();
     for (const path of this.#created.splice(0)) rmSync(path, { force: true });
+    for (const path of this.#filled.splice(0)) if (existsSync(path)) truncateSync(path, 0);
   }
 
   /** Gives everything back. */

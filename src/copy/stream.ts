@@ -1,7 +1,7 @@
 // Copies from a stream and to one. A stream has no length beforehand and is read once: no maps, no second look at the
 // source; what is verified is compared by a checksum that was taken on the way.
 import { createHash } from 'node:crypto';
-import { rmSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
@@ -230,8 +230,9 @@ async function openTargets(devices: OpenedDevices, io: DmIoClient, names: readon
   try {
     for (const name of names) {
       const argument = parseRegion(name);
+      const wasEmpty = existsSync(argument.device);
       if (createImage(argument, 0)) {
-        created.push(argument.device);
+        if (!wasEmpty) created.push(argument.device);
         targets.push(new NewFile(await open(argument.device, 'r+'), argument.sector * SECTOR_SIZE, name));
       } else {
         const region = await devices.destination(argument, null);

@@ -31,6 +31,8 @@ export interface Libc {
   fcntl(fd: number, command: number, address: number): number;
   /** How often this thread has gone to sleep by itself, waiting for something; not how often others took its processor. */
   sleepCount(): number;
+  /** Ends the process at once; native code has no say in it any more. */
+  exitNow(status: number): void;
   /** Null where the C library has none. */
   readonly statx: ((fd: number, path: number, flags: number, mask: number, result: number) => number) | null;
   /** The calls of rings, looked up at the first use; null where koffi can't watch a descriptor. */
@@ -68,6 +70,11 @@ let loaded: LibcLoad | null = null;
 export function loadLibc(): LibcLoad {
   loaded ??= tryToLoad();
   return loaded;
+}
+
+/** The library where this thread has loaded it, else null. */
+export function loadedLibc(): Libc | null {
+  return loaded?.libc ?? null;
 }
 
 function tryToLoad(): LibcLoad {
@@ -234,6 +241,7 @@ function bind(koffi: Koffi): Libc {
       getrusage(RUSAGE_THREAD, usageAddress);
       return usage[RUSAGE_SLEEP_COUNT_WORD]!;
     },
+    exitNow: library.func('void _exit(int status)'),
     statx: optionally(library, 'int statx(int fd, uintptr_t path, int flags, unsigned int mask, uintptr_t result)'),
     uring: () => {
       if (uring === undefined) uring = bindUring(koffi);

@@ -29,6 +29,24 @@ describe('dmkit copy', () => {
     for (const name of ['a.img', 'b.img']) expect(sha256(join(folder, name))).toBe(sha256(source));
   });
 
+  it('fills an empty file like one that is not there, and leaves it empty where the copy does not begin', async () => {
+    const folder = tempDir();
+    makeImage(join(folder, 's.img'), 2048);
+    const length = (name: string): number => statSync(join(folder, name)).size;
+    for (const name of ['a.img', 'b.img']) writeFileSync(join(folder, name), '');
+    expect((await dmkit(['copy', 's.img', 'a.img', 'nosuch/c.img'], { cwd: folder })).code).toBe(1);
+    expect(length('a.img')).toBe(0);
+    expect((await dmkit(['copy', 's.img', 'a.img'], { cwd: folder })).code).toBe(0);
+    const input = readFileSync(join(folder, 's.img'));
+    expect((await dmkit(['copy', '-', 'b.img', 'nosuch/c.img'], { cwd: folder, input })).code).toBe(1);
+    expect(length('b.img')).toBe(0);
+    expect((await dmkit(['copy', '-', 'b.img'], { cwd: folder, input })).code).toBe(0);
+    for (const name of ['a.img', 'b.img']) expect(readFileSync(join(folder, name)).equals(input)).toBe(true);
+    // A few bytes are a file of somebody's.
+    writeFileSync(join(folder, 'note'), 'x');
+    expect((await dmkit(['copy', 's.img', 'note'], { cwd: folder })).stderr).toMatch(/note is too small/);
+  });
+
   it('prints events with --json', async () => {
     const folder = tempDir();
     makeImage(join(folder, 's.img'), 2048);

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { ENGINES } from '../engine/harness.ts';
+import { itPeer, run } from '../support/peers.ts';
 import { start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
 
@@ -51,4 +52,20 @@ describe.each(ENGINES)('on the %s engine', (engine) => {
     ]);
     expect(ended).toBe(code);
   });
+});
+
+itPeer(['strace'], 'a command whose output can not be synced ends with its own exit code', async () => {
+  const folder = tempDir('exit');
+  makeImage(join(folder, 'a.img'), 64);
+  const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+  // Sent to files: what is on a disk can fail to be synced.
+  const script = 'exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:error=EIO "$@" > out 2> err';
+  const words = (name: string): string[] => ['-c', script, 'sh', process.execPath, main, 'copy', 'a.img', name];
+  for (const [name, code] of [
+    ['b.img', 0],
+    ['nosuch/b.img', 1],
+  ] as const) {
+    const ended = await run('sh', words(name), { cwd: folder, timeoutSeconds: 60 });
+    expect([name, ended.code, ended.timedOut]).toEqual([name, code, false]);
+  }
 });
