@@ -23,6 +23,8 @@ export interface MergeOptions {
   /** Stops waiting; the merge goes on. */
   signal?: AbortSignal;
   onProgress?: (progress: MergeProgress) => void;
+  /** Takes sentences: that the end waits for a client of the overlay. */
+  onNotice?: (text: string) => void;
 }
 
 export interface DropOptions {
@@ -94,11 +96,11 @@ export class Snapshots {
    *   EINTR for an aborted wait: the merge goes on
    */
   merge(name: string, options: MergeOptions = {}): Promise<DroppedSnapshot> {
-    const { deleteCow = false, signal, onProgress } = options;
+    const { deleteCow = false, signal, onProgress, onNotice } = options;
     return this.#control.call(
       'overlayMerge',
       { name, deleteCow },
-      { signal, onProgress: (progress) => onProgress?.(progress as MergeProgress) },
+      { signal, onNotice, onProgress: (progress) => onProgress?.(progress as MergeProgress) },
     );
   }
 

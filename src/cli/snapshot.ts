@@ -284,6 +284,7 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
         deleteCow,
         signal: controller.signal,
         onProgress: watch.show,
+        onNotice: (text) => void process.stderr.write(`dmkit: ${text}\n`),
       }),
     );
     watch.stop();

@@ -30,13 +30,17 @@ import type { DroppedOverlay, MergeProgress } from './options.ts';
 import { mappersOfDevice, overlaysOnDevice } from './users.ts';
 
 const POLL_MILLISECONDS = 20;
+/** A user of an overlay that is merged may stay for days. */
+const USERS_POLL_MILLISECONDS = 250;
 
 /** A merge under way in this process. */
 interface Running {
   readonly record: MergeRecord;
   readonly ended: Promise<DroppedOverlay>;
-  readonly listeners: Set<(progress: MergeProgress) => void>;
+  readonly listeners: Set<RequestContext>;
   last(): MergeProgress | null;
+  /** The sentence for those who wait: why it has not ended though everything is merged. */
+  notice(): string | null;
 }
 
 export class Merges {
@@ -74,22 +78,37 @@ export class Merges {
   }
 
   #start(name: string, record: MergeRecord): Running {
-    const listeners = new Set<(progress: MergeProgress) => void>();
+    const listeners = new Set<RequestContext>();
     let last: MergeProgress | null = null;
-    const ended = this.#run(record, (progress) => {
-      last = progress;
-      for (const listener of listeners) listener(progress);
-    }).finally(() => this.#running.delete(name));
-    const running: Running = { record, ended, listeners, last: () => last };
+    let notice: string | null = null;
+    const context: RequestContext = {
+      onProgress: (progress) => {
+        last = progress as MergeProgress;
+        for (const { onProgress } of listeners) onProgress?.(progress);
+      },
+      onNotice: (text) => {
+        notice = text;
+        for (const { onNotice } of listeners) onNotice?.(text);
+      },
+    };
+    const ended = this.#run(record, context).finally(() => this.#running.delete(name));
+    const running: Running = { record, ended, listeners, last: () => last, notice: () => notice };
     this.#running.set(name, running);
     ended.catch((error: Error) => this.#plane.hooks.onError?.(error, `the merge of ${name} stopped`));
     return running;
   }
 
-  async #run(record: MergeRecord, onProgress: (progress: MergeProgress) => void): Promise<DroppedOverlay> {
+  async #run(record: MergeRecord, context: RequestContext): Promise<DroppedOverlay> {
     const device = this.#deviceOf(record);
-    await this.#wait(device, onProgress);
-    return this.#finish(record, device);
+    for (;;) {
+      await this.#wait(record, device, context);
+      try {
+        return await this.#finish(record, device);
+      } catch (error) {
+        // A client that came in this moment is waited for like others.
+        if (!this.#plane.host.mapper.isListed(device) || this.#userOf(record, device) === null) throw error;
+      }
+    }
   }
 
   #deviceOf(record: MergeRecord): MappedDevice {
@@ -292,9 +311,10 @@ export class Merges {
 
   // Waiting and ending
 
-  async #wait(device: MappedDevice, onProgress: (progress: MergeProgress) => void): Promise<void> {
+  async #wait(record: MergeRecord, device: MappedDevice, { onProgress, onNotice }: RequestContext): Promise<void> {
     const { mapper } = this.#plane.host;
     let totalChunkCount = 0;
+    let isToldOfUsers = false;
     for (;;) {
       const [status] = snapshotReports(device);
       if (status === undefined || !mapper.isListed(device)) {
@@ -309,11 +329,24 @@ export class Merges {
       }
       const leftChunkCount = usedChunkCount - metadataChunkCount;
       totalChunkCount = Math.max(totalChunkCount, leftChunkCount);
-      onProgress({ leftChunkCount, totalChunkCount, chunkSectorCount });
-      if (condition === 'Merged') return;
+      onProgress?.({ leftChunkCount, totalChunkCount, chunkSectorCount });
+      const isMerged = condition === 'Merged';
+      const user = isMerged ? this.#userOf(record, device) : null;
+      if (isMerged && user === null) return;
+      if (user !== null && !isToldOfUsers) {
+        onNotice?.(`${user.dmName} is merged into its origin; it goes when its users (${user.openCount}) have left it`);
+        isToldOfUsers = true;
+      }
       if (device.suspended) await changed(undefined, (done) => mapper.resume(device, {}, done));
-      await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
+      await new Promise((resolve) => setTimeout(resolve, isMerged ? USERS_POLL_MILLISECONDS : POLL_MILLISECONDS));
     }
+  }
+
+  /** A device that goes at the end and is in use: by a client that came after the beginning. */
+  #userOf(record: MergeRecord, device: MappedDevice): MappedDevice | null {
+    const others = overlaysOnDevice(this.#plane.host, overlayOf(device).cow).filter((one) => one !== device);
+    const going = record.mapsOrigin ? others : [device, ...others];
+    return going.find(({ openCount }) => openCount > 0) ?? null;
   }
 
   async #finish(record: MergeRecord, device: MappedDevice): Promise<DroppedOverlay> {
@@ -378,15 +411,15 @@ async function removed(plane: Plane, device: MappedDevice): Promise<void> {
   await plane.note(device);
 }
 
-async function waitFor(
-  running: Running,
-  name: string,
-  { signal, onProgress }: RequestContext,
-): Promise<DroppedOverlay> {
-  const listener = (progress: MergeProgress): void => onProgress?.(progress);
+async function waitFor(running: Running, name: string, context: RequestContext): Promise<DroppedOverlay> {
+  const { signal } = context;
+  // One of its own: the same context may wait twice.
+  const listener: RequestContext = { ...context };
   running.listeners.add(listener);
   const last = running.last();
-  if (last !== null) listener(last);
+  if (last !== null) context.onProgress?.(last);
+  const notice = running.notice();
+  if (notice !== null) context.onNotice?.(notice);
   let onAbort = (): void => {};
   try {
     return await new Promise((resolve, reject) => {
