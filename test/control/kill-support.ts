@@ -79,7 +79,8 @@ export class World {
       env: this.environment,
       ready: /^listening/m,
       readySeconds: 60,
-      timeoutSeconds: 240,
+      // Longer in a soak: it is no fault of a merge that many run beside it.
+      timeoutSeconds: Math.max(240, runs(240)),
     });
     onTestFinished(async () => void (await started.stop()));
     const client = this.client();
