@@ -4,6 +4,7 @@ import { hasInheritedSocket } from './activation.ts';
 import { guardFailures, reportFailure } from './failure.ts';
 import { guardOutput } from './output.ts';
 import { refuseLostBytes } from './raw-arguments.ts';
+import { isStdioServer } from './stdio-word.ts';
 
 const EXIT_FAILURE = 1;
 
@@ -28,6 +29,6 @@ async function run(argv: readonly string[]): Promise<number> {
 
 guardFailures();
 // To touch process.stdout makes a pipe non-blocking for everybody who shares it, so what belongs to another is left alone.
-if (!hasInheritedSocket()) guardOutput();
+if (!hasInheritedSocket() && !isStdioServer(process.argv.slice(2))) guardOutput();
 
 await main();

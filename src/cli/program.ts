@@ -1,5 +1,5 @@
 // dmkit's own subcommands, their options and their help. A subcommand's file is loaded when it runs.
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Option } from 'commander';
 import { version } from '../block/version.ts';
 import { addControlCommands } from './control-program.ts';
 import type { CopyCommandOptions } from './copy.ts';
@@ -22,12 +22,7 @@ function tableOptions(command: Command): Command {
     .hook('preAction', (self) => void self.setOptionValue('tables', tables));
 }
 
-/** An option of which the last one would win without a word. */
-function onlyOnce(value: string, before: string | undefined): string {
-  if (before !== undefined)
-    throw new InvalidArgumentError(`One server listens at one address, and ${before} was given before.`);
-  return value;
-}
+const collect = (value: string, before: string[] | undefined): string[] => [...(before ?? []), value];
 
 function buildProgram(setExitCode: (code: number) => void): Command {
   const program = new Command('dmkit')
@@ -41,10 +36,15 @@ function buildProgram(setExitCode: (code: number) => void): Command {
     .argument('<name...>', 'names of the devices; each has its own --table or --table-file, in the same order')
     .option('--read-only', 'nothing can be written through any device')
     .addOption(
-      new Option('--nbd <address>', 'unix:PATH or tcp:HOST:PORT; without it, a Unix socket in a new folder').argParser(
-        onlyOnce,
-      ),
+      new Option('--description <text>', 'what clients are told of the device named before it').argParser(collect),
     )
+    .addOption(
+      new Option(
+        '--nbd <address>',
+        'unix:PATH or tcp:HOST:PORT; may be given several times; without it, a Unix socket in a new folder',
+      ).argParser(collect),
+    )
+    .option('--stdio', 'serve one client on standard input and output, and end when it leaves: for ssh and inetd')
     .option('--allow-remote', 'let --nbd name a TCP address that other machines reach')
     .addOption(
       new Option('--tls <mode>', 'encrypt: require where credentials are given, else off').choices([
@@ -110,7 +110,7 @@ DEVICE is an image, a block device, MAJOR:MINOR, /dev/mapper/NAME of a device na
 Connections are shared out to threads (--threads) where all lines are linear, striped, zero or error over images and
 block devices.
 
-The command prints a URI for each device when it is ready, with the absolute path of its socket. SIGINT, SIGTERM or SIGHUP
+The command prints a URI for each device and address when it is ready, with the absolute path of its socket. SIGINT, SIGTERM or SIGHUP
 stops it: no new client, what is in flight is finished and flushed. Under nohup SIGHUP is ignored. Started with a listening socket (LISTEN_FDS), it serves that and prints nothing.
 
 Examples:
@@ -119,7 +119,9 @@ Examples:
   2048 2048 linear b.img 0' --nbd unix:both.sock
   dmkit serve stripe --table '0 4096 striped 2 128 a.img 0 b.img 0' --run 'nbdinfo "$uri"'
   dmkit serve disk --table '0 204800 linear a.img 0' --nbd tcp:0.0.0.0:10809 --allow-remote --tls-psk keys.psk
+  dmkit serve disk --table '0 204800 linear a.img 0' --nbd unix:disk.sock --nbd 'tcp:[::1]:10809' --description 'Build 7'
   nbdcopy -- [ dmkit serve disk --table '0 204800 linear a.img 0' ] out.img
+  nbdsh -c 'h.connect_command(["dmkit", "serve", "disk", "--stdio", "--table", "0 204800 linear a.img 0"])'
   dmkit serve low --table-file low.table top --table '0 100 linear /dev/mapper/low 8' --read-only`;
 
 /** Runs one of dmkit's own subcommands. @returns the exit code */

@@ -1,31 +1,37 @@
 // dmkit serve: devices out of tables, exported over NBD until a signal comes or the command given has ended.
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { availableParallelism, constants, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { DeviceMapper } from '../api/device-mapper.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
-import { DmError, TableError } from '../block/errors.ts';
+import { DmError } from '../block/errors.ts';
+import { printable } from '../block/printable.ts';
 import type { NbdLinkState } from '../devices/nbd-links.ts';
-import { isRemote, MAX_THREAD_COUNT, type NbdService, parseListenAddress, serveNbd } from '../nbd/serve.ts';
+import { isRemote, parseListenAddress } from '../nbd/listen.ts';
+import { MAX_STRING_BYTE_LENGTH } from '../nbd/protocol/constants.ts';
+import { MAX_THREAD_COUNT, type NbdService, type ServeNbdOptions, serveNbd } from '../nbd/serve.ts';
 import type { NbdTlsOptions } from '../nbd/tls.ts';
-import { parseTable, type TableEntry } from '../table/text.ts';
 import { takeInheritedSocket } from './activation.ts';
-
-import { quoted } from './exec.ts';
 import { isHangUpIgnored } from './hang-up.ts';
 import { guardEnd } from './leave.ts';
 import { printed } from './output.ts';
-
 import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
+import { createDevices, readTables, type TableOption } from './serve-tables.ts';
+import { takeStandardStreams } from './stdio.ts';
 
 export interface ServeOptions {
   names: string[];
-  /** One for each name, in the same order: the table's text, or the file it is in. */
-  tables: { kind: 'text' | 'file'; value: string }[];
+  /** One for each name, in the same order. */
+  tables: TableOption[];
+  /** None, or one for each name, in the same order. */
+  description?: string[];
   readOnly?: boolean;
-  nbd?: string;
+  /** Addresses; a socket in a folder of its own where there are none. */
+  nbd?: string[];
+  /** One client on standard input and output, in the place of addresses. */
+  stdio?: boolean;
   /** Without it, TCP addresses beyond this machine are refused. */
   allowRemote?: boolean;
   /** `require` where there are credentials, `off` where there are none, unless given. */
@@ -51,70 +57,12 @@ const EXIT_FAILURE = 1;
 /** What a shell gives for a process that a signal ended, less the signal's number. */
 const EXIT_SIGNAL = 128;
 
-interface NamedTable {
-  name: string;
-  entries: TableEntry[];
-}
-
-/** @throws DmError for a count that does not match, a file that cannot be read, text that is no table */
-function readTables(options: ServeOptions): NamedTable[] {
-  const { names, tables } = options;
-  if (names.length !== tables.length) {
-    throw new DmError(
-      Errno.EINVAL,
-      `${names.length} name${names.length === 1 ? '' : 's'} (${names.join(', ')}) but ${tables.length} of --table and --table-file: each device needs one`,
-    );
-  }
-  return names.map((name, index) => {
-    const table = tables[index]!;
-    if (table.kind === 'text') return { name, entries: parseTable(table.value) };
-    return { name, entries: parseTable(readTableFile(table.value), table.value === '-' ? 'on stdin' : table.value) };
-  });
-}
-
-function readTableFile(file: string): string {
-  try {
-    return readFileSync(file === '-' ? 0 : file, 'utf8');
-  } catch (error) {
-    const errno = errnoFromException(error);
-    throw new DmError(errno, `cannot read the table file ${file}: ${errnoMessage(errno)}`);
-  }
-}
-
-/** A refused table in dmsetup's words, then what the kernel would have logged, then what we know of the cause. */
-function reportRefusedTable({ name, entries }: NamedTable, major: number, minor: number, error: DmError): void {
-  const device = `${major}:${minor}`;
-  say(`device-mapper: reload ioctl on ${name} (${device}) failed: ${errnoMessage(error.errno)}\n`);
-  if (error instanceof TableError) say(`device-mapper: table: ${device}: ${error.reason}\n`);
-  else say(`${error.message}\n`);
-  for (let cause = error.cause; cause instanceof Error; cause = cause.cause) say(`${cause.message}\n`);
-  const own = /\/dev\/mapper\/((?:\\.|\S)+)/.exec(entries.map(({ params }) => params).join(' '))?.[1];
-  if (own !== undefined && error.errno === Errno.ENODEV) {
-    say(`A daemon's device has an NBD URI, which a table takes in its place: dmkit uri ${quoted(own)}\n`);
-  }
-  say('Command failed.\n');
-}
-
-async function createDevices(dm: DeviceMapper, tables: readonly NamedTable[], readOnly: boolean): Promise<boolean> {
-  for (const { name, entries } of tables) {
-    const minor = dm.mapper.list().length;
-    try {
-      // The server opens the device for itself; a handle of ours would only keep it busy.
-      (await dm.create(name, entries, { readOnly })).close();
-    } catch (error) {
-      if (!(error instanceof DmError) || dm.mapper.has(name)) throw error;
-      reportRefusedTable({ name, entries }, dm.mapper.major, minor, error);
-      return false;
-    }
-  }
-  return true;
-}
-
 /** Variables for the command: the first device's URI as `uri`, and `uri_NAME` for each. */
 function environment(service: NbdService, names: readonly string[]): NodeJS.ProcessEnv {
   const variables: NodeJS.ProcessEnv = { ...process.env, uri: service.uri(names[0]!) };
   for (const name of names) variables[`uri_${name.replace(/[^0-9A-Za-z_]/g, '_')}`] = service.uri(name);
-  if (service.address.startsWith('unix:')) variables.unixsocket = service.address.slice('unix:'.length);
+  const socket = service.addresses.find((address) => address.startsWith('unix:'));
+  if (socket !== undefined) variables.unixsocket = socket.slice('unix:'.length);
   return variables;
 }
 
@@ -208,16 +156,16 @@ function tlsOptions(options: ServeOptions): NbdTlsOptions | undefined {
   };
 }
 
-/** Who could come that nobody may have thought of. */
+/** Warns where other machines can connect and nothing proves them. */
 function warnOfStrangers(options: ServeOptions, tls: NbdTlsOptions | undefined): void {
-  if (options.nbd === undefined || !isRemote(parseListenAddress(options.nbd))) return;
-  const warn = (text: string): void => say(`dmkit: warning: ${text}\n`);
-  if (tls === undefined || tls.mode === 'allow') {
-    warn(
-      `whoever reaches ${options.nbd} can use these devices, and what goes over the wire can be read; --tls require`,
-    );
-  } else if (tls.psk === undefined && tls.verifyPeer !== true) {
-    warn(`whoever reaches ${options.nbd} can use these devices: TLS proves the server alone; --tls-verify-peer`);
+  for (const address of options.nbd ?? []) {
+    if (!isRemote(parseListenAddress(address))) continue;
+    const reach = `dmkit: warning: any program that reaches ${address} can use these devices`;
+    if (tls === undefined || tls.mode === 'allow') {
+      say(`${reach}, and what goes over the wire can be read; --tls require\n`);
+    } else if (tls.psk === undefined && tls.verifyPeer !== true) {
+      say(`${reach}: TLS proves the server alone; --tls-verify-peer\n`);
+    }
   }
 }
 
@@ -231,11 +179,63 @@ function tellOfRemote(complaints: Complaints, uri: string, state: NbdLinkState, 
 /** The socket this process was given, if it was. @throws DmError EINVAL for options that make no sense with it */
 function inheritedSocket(options: ServeOptions): number | null {
   const inherited = takeInheritedSocket();
-  const option = options.nbd !== undefined ? '--nbd' : options.run !== undefined ? '--run' : null;
+  const option =
+    options.nbd !== undefined
+      ? '--nbd'
+      : options.run !== undefined
+        ? '--run'
+        : options.stdio === true
+          ? '--stdio'
+          : null;
   if (inherited !== null && option !== null) {
     throw new DmError(Errno.EINVAL, `${option} cannot be: this process was given its socket (LISTEN_FDS)`);
   }
   return inherited;
+}
+
+/** @throws DmError EINVAL for options that make no sense with one client on standard input and output */
+function checkStdio(options: ServeOptions): void {
+  if (options.stdio !== true) return;
+  const given: [string, boolean][] = [
+    ['--nbd', options.nbd !== undefined],
+    ['--allow-remote', options.allowRemote === true],
+    ['--threads', options.threads !== undefined],
+    ['--run', options.run !== undefined],
+    ['--table-file -', options.tables.some(({ kind, value }) => kind === 'file' && value === '-')],
+  ];
+  const other = given.find(([, isGiven]) => isGiven)?.[0];
+  if (other === undefined) return;
+  throw new DmError(
+    Errno.EINVAL,
+    `--stdio and ${other} cannot be together: the one client has standard input and output; leave one of them out`,
+  );
+}
+
+/**
+ * The descriptions by name, with control characters escaped: clients print them on terminals.
+ *
+ * @throws DmError EINVAL for a count that does not match, and for a text that the protocol can't carry
+ */
+function descriptions({ names, description: texts = [] }: ServeOptions): Record<string, string> {
+  if (texts.length > 0 && texts.length !== names.length) {
+    throw new DmError(
+      Errno.EINVAL,
+      `${names.length} name${names.length === 1 ? '' : 's'} (${names.join(', ')}) but ${texts.length} of --description: give none or one for each device, in the same order`,
+    );
+  }
+  const result: [string, string][] = [];
+  for (const [index, text] of texts.entries()) {
+    const shown = printable(text);
+    const byteLength = Buffer.byteLength(shown);
+    if (byteLength > MAX_STRING_BYTE_LENGTH) {
+      throw new DmError(
+        Errno.EINVAL,
+        `the description of ${names[index]} has ${byteLength} bytes, and NBD carries ${MAX_STRING_BYTE_LENGTH} at the most: shorten it`,
+      );
+    }
+    if (shown !== '') result.push([names[index]!, shown]);
+  }
+  return Object.fromEntries(result);
 }
 
 /** @throws DmError EINVAL for what is no count of threads */
@@ -251,10 +251,13 @@ function threadCount(option: string | undefined, deviceCount: number): number {
 /** Serves until told to stop. @returns the exit code */
 export async function serve(options: ServeOptions): Promise<number> {
   guardEnd();
+  checkStdio(options);
   const tables = readTables(options);
+  const texts = descriptions(options);
   const readOnly = options.readOnly ?? false;
   const tls = tlsOptions(options);
   const inherited = inheritedSocket(options);
+  const streams = options.stdio === true ? takeStandardStreams() : null;
   const complaints = new Complaints();
   const onState = (uri: string, state: NbdLinkState, error: DmError | null): void =>
     tellOfRemote(complaints, uri, state, error);
@@ -262,17 +265,25 @@ export async function serve(options: ServeOptions): Promise<number> {
   let folder: string | null = null;
   try {
     if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;
-    warnOfStrangers(options, tls);
-    if (inherited === null && options.nbd === undefined) folder = privateSocketFolder();
+    let listen: ServeNbdOptions['listen'];
+    if (streams !== null) listen = streams;
+    else if (inherited !== null) listen = { fd: inherited };
+    else if (options.nbd !== undefined) listen = options.nbd;
+    else {
+      folder = privateSocketFolder();
+      listen = `unix:${join(folder, 'nbd.sock')}`;
+    }
     const service = await serveNbd(dm, {
-      listen: inherited === null ? (options.nbd ?? `unix:${join(folder!, 'nbd.sock')}`) : { fd: inherited },
+      listen,
       names: options.names,
+      descriptions: texts,
       readOnly,
       allowRemote: options.allowRemote ?? false,
       ...(tls === undefined ? {} : { tls }),
       threads: threadCount(options.threads, options.names.length),
       onError: (error, peer) => complaints.tell(`client ${peer}: ${error.message}`, `client: ${error.message}`),
     });
+    warnOfStrangers(options, tls);
     try {
       return await waitForEnd(service, options, inherited !== null);
     } finally {
@@ -296,14 +307,18 @@ function exitSoon(): void {
   setTimeout(() => process.exit(EXIT_FAILURE), EXIT_DELAY_MILLISECONDS).unref();
 }
 
-/** Whoever gave us a socket has its own standard output for something else, and knows the address. */
+/** A process that gave us its socket has its own output in our standard output, and knows the address. */
 async function waitForEnd(service: NbdService, options: ServeOptions, isActivated: boolean): Promise<number> {
   if (options.run !== undefined) return runCommand(options.run, environment(service, options.names));
   const stopped = stopSignal();
-  if (isActivated) {
+  if (options.stdio === true) {
+    await Promise.race([stopped, service.disconnected]);
+  } else if (isActivated) {
     await Promise.race([stopped, parentGone()]);
   } else {
-    const isFound = await printed(options.names.map((name) => `${service.uri(name)}\n`).join(''));
+    const isFound = await printed(
+      options.names.flatMap((name) => service.uris(name).map((uri) => `${uri}\n`)).join(''),
+    );
     if (!isFound && options.nbd === undefined) throw new DmError(Errno.EPIPE, NOT_FOUND);
     await stopped;
   }

@@ -23,6 +23,7 @@ export interface ThreadPlan {
   readonly files: readonly HeldFile[];
   /** The devices that are exports, by their names. */
   readonly names: readonly string[];
+  readonly descriptions: Readonly<Record<string, string>>;
   readonly readOnly: boolean;
   readonly tls: NbdTlsOptions | null;
   readonly maxServerByteLength: number;

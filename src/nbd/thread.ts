@@ -8,6 +8,7 @@ import { allowSocketCalls } from '../engine/socket-calls.ts';
 import { closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
 import { MalformedError } from './protocol/info.ts';
+import { descriptionOf } from './server/exports.ts';
 import { shareRangeLock } from './server/range-lock.ts';
 import { NbdServer } from './server/server.ts';
 import { SharedGate } from './server/shared-gate.ts';
@@ -44,7 +45,7 @@ async function build(): Promise<NbdServer> {
     const disk = await dm.open(`/dev/mapper/${name}`, { readOnly });
     disks.push(disk);
     shareRangeLock(disk.device, new SharedGate(plan.gates[index]!, threadIndex, threadCount, dm.loop));
-    server.exports.add({ name, device: disk.device, readOnly });
+    server.exports.add({ name, device: disk.device, readOnly, ...descriptionOf(name, plan.descriptions) });
   }
   return server;
 }

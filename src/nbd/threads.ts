@@ -34,6 +34,8 @@ export interface NbdThreadsOptions {
   /** This one included. */
   threadCount: number;
   names: readonly string[];
+  /** Of exports, by their names. */
+  descriptions: Readonly<Record<string, string>>;
   readOnly: boolean;
   tls: NbdTlsOptions | null;
   onError: (error: Error, peer: string) => void;
@@ -198,7 +200,7 @@ export class NbdThreads {
   }
 
   private constructor(dm: DeviceMapper, options: NbdThreadsOptions, graph: Graph) {
-    const { threadCount, names, readOnly, tls, onError } = options;
+    const { threadCount, names, descriptions, readOnly, tls, onError } = options;
     const gates = names.map(() => new SharedArrayBuffer(SharedGate.byteLength(threadCount)));
     this.#shared = names.map((name) => dm.mapper.get(name));
     for (const [index, memory] of gates.entries()) {
@@ -214,6 +216,7 @@ export class NbdThreads {
       devices: graph.devices.map(planDevice),
       files: graph.files,
       names,
+      descriptions,
       readOnly,
       tls,
       maxServerByteLength: this.maxServerByteLength,

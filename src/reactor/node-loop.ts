@@ -4,6 +4,7 @@ import { connect as connectSocket, createServer, isIP, type Server, Socket } fro
 import type { Reactor, Timer, Transport } from '../block/reactor.ts';
 import { socketCalls } from '../engine/socket-calls.ts';
 import { SocketTransport } from './socket-transport.ts';
+import { StreamPair } from './stream-pair.ts';
 import { bindUnixSocket, type UnixSocketFile } from './unix-socket.ts';
 
 /** Where to listen. */
@@ -14,6 +15,12 @@ export type ListenAddress =
   | { host: string; port: number; allowRemote?: boolean }
   /** A socket that somebody else made and that listens already, by its file descriptor. Who may come is theirs to say. */
   | { fd: number };
+
+/** One client that is connected already, by the descriptors that it is read from and written to: one socket, or two pipes. */
+export interface ConnectedStreams {
+  input: number;
+  output: number;
+}
 
 /** Where to connect to. */
 export type ConnectAddress = { unix: string } | { host: string; port: number };
@@ -287,6 +294,20 @@ export class NodeLoop implements Reactor {
       throw error;
     }
     return this.#wrap(socket, local);
+  }
+
+  /**
+   * Goes on with a connection that was handed over. The descriptors are the transport's from now on.
+   *
+   * @param local for messages
+   * @throws Error for a descriptor that is neither a connection nor a pipe
+   */
+  adoptStreams({ input, output }: ConnectedStreams, local: string): Transport {
+    if (input === output) return this.adopt(input, local);
+    const reader = new Socket({ fd: input, readable: true, writable: false });
+    const writer = new Socket({ fd: output, readable: false, writable: true });
+    // The transport uses nothing else of a socket than what a pair has.
+    return new SocketTransport(new StreamPair(reader, writer) as unknown as Socket, local, this.#onError);
   }
 
   #wrap(socket: Socket, local: string): Transport {

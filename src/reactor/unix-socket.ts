@@ -133,7 +133,7 @@ function linkToPlace(inside: string, place: string, folder: string, finish: Done
     linkSync(inside, place);
     finish(null, new SocketFile(place));
   } else if (!found.isSocket()) {
-    finish(codedError('EADDRINUSE', `${place} is there already and is not a socket`), null);
+    finish(codedError('EADDRINUSE', 'a file is there that is not a socket'), null);
   } else {
     replaceDeadSocket(inside, place, folder, found, finish);
   }
@@ -145,7 +145,7 @@ function replaceDeadSocket(inside: string, place: string, folder: string, found:
   const fail = (error: Error): void => finish(error, null);
   probe.once('connect', () => {
     probe.destroy();
-    finish(codedError('EADDRINUSE', `another server is listening at ${place}`), null);
+    finish(codedError('EADDRINUSE', 'another server is listening there'), null);
   });
   probe.once('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'ECONNREFUSED' && error.code !== 'ENOENT') fail(error);
@@ -160,7 +160,7 @@ function takePlace(inside: string, place: string, folder: string, dead: Stats, f
   const moved = lstatOrNull(away);
   if (moved !== null && !isSameFile(moved, dead)) {
     linkSync(away, place);
-    finish(codedError('EADDRINUSE', `another server has just begun to listen at ${place}`), null);
+    finish(codedError('EADDRINUSE', 'another server has just begun to listen there'), null);
     return;
   }
   linkSync(inside, place);

@@ -68,7 +68,15 @@ describe('arguments', () => {
       ['serve', 'x', '--table', '0 8 zero', '--nbd', 'unix:/nodir/s'],
       /^dmkit: cannot listen at \/nodir\/s: the folder \/nodir does not exist\n$/,
     ],
-    [['serve', 'x', '--table', '0 8 zero', '--nbd', 'unix:a', '--nbd', 'unix:b'], /unix:a was given before/],
+    [['serve', 'x', '--table', '0 8 zero', '--nbd', 'unix:a', '--nbd', 'unix:./a'], /cannot listen at .\/a twice/],
+    [
+      ['serve', 'x', '--table', '0 8 zero', '--description', 'a', '--description', 'b'],
+      /1 name \(x\) but 2 of --description/,
+    ],
+    [
+      ['serve', 'x', '--table', '0 8 zero', '--description', 'ü'.repeat(2049)],
+      /the description of x has 4098 bytes, and NBD carries 4096 at the most/,
+    ],
     [['serve', 'x', '--table', '0 8 zero', '--nbd', 'tcp:8.8.8.8:1'], /loopback/],
     [['serve', 'x', '--table', '0 8 zero', '--bogus'], /unknown option '--bogus'/],
     [['serve', 'a/b', '--table', '0 8 zero'], /Name "a\/b" invalid. It contains "\/"/],
@@ -109,6 +117,26 @@ describe('running', () => {
     expect(second).toBe(`nbd+unix:///a-b?socket=${socket}`);
     expect(mode).toBe('drwx------');
     expect(readdirSync(folder)).toEqual(['a.img']);
+  });
+
+  test('several addresses: a URI a line for each device and address, and a description for each device', async () => {
+    const { folder, table } = imageFolder();
+    const devices = ['d', '--table', table, 'e', '--table', '0 8 zero'];
+    const texts = ['--description', 'a \u001b[31m line\nof two', '--description', ''];
+    const command = 'echo "$uri $uri_e $unixsocket"; nbdinfo --list "$uri" 2>&1 | grep description:';
+    const args = [...devices, ...texts, '--nbd', 'tcp:[::1]:0', '--nbd', 'unix:s', '--run', command];
+    const result = await dmkit(['serve', ...args], { cwd: folder });
+    const [first, description] = result.stdout.split('\n');
+    expect(first).toMatch(new RegExp(`^nbd://\\[::1\\]:\\d+/d nbd://\\[::1\\]:\\d+/e ${folder}/s$`));
+    // Where nbdinfo is missing the shell says so.
+    if (result.code === 0) expect(description).toBe('\tdescription: a \\u001b[31m line\\u000aof two');
+    expect(readdirSync(folder)).toEqual(['a.img']);
+    const { uris } = await serve([...devices, '--nbd', 'tcp:127.0.0.1:0', '--nbd', 'unix:s'], {
+      cwd: folder,
+      exports: 4,
+    });
+    expect(uris[1]).toBe(`nbd+unix:///d?socket=${folder}/s`);
+    for (const uri of uris) await (await connectNbd(uri)).close();
   });
 
   test('the URI of a relative socket can be used from every folder', async () => {

@@ -28,6 +28,14 @@ export interface NbdExport {
   readonly device: BlockDevice;
 }
 
+/** The part of an export that is its description, where it has one. */
+export function descriptionOf(
+  name: string,
+  descriptions: Readonly<Record<string, string>> = {},
+): Pick<NbdExport, 'description'> {
+  return Object.hasOwn(descriptions, name) ? { description: descriptions[name]! } : {};
+}
+
 export function isReadOnly(entry: NbdExport): boolean {
   return entry.readOnly === true || entry.device.readOnly;
 }
