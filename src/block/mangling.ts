@@ -1,4 +1,5 @@
 // How dmsetup writes names that have characters outside a small set: each byte of such a character as \xNN.
+import { decodeName, encodeName } from './file-name.ts';
 
 const ALLOWED = /[0-9A-Za-z#+\-.:=@_]/;
 /** One mangled byte. */
@@ -7,7 +8,7 @@ export const SEQUENCE = /\\x[0-9a-fA-F]{2}/g;
 /** Every byte that is not allowed as \xNN. */
 export function mangled(text: string): string {
   let result = '';
-  for (const byte of Buffer.from(text)) {
+  for (const byte of encodeName(text)) {
     const character = String.fromCharCode(byte);
     result += ALLOWED.test(character) ? character : `\\x${byte.toString(16).padStart(2, '0')}`;
   }
@@ -21,10 +22,10 @@ export function unmangled(text: string): string {
     const match = /^\\x([0-9a-fA-F]{2})/.exec(text.slice(at, at + 4));
     if (match !== null) bytes.push(Number.parseInt(match[1]!, 16));
     const character = String.fromCodePoint(text.codePointAt(at)!);
-    if (match === null) bytes.push(...Buffer.from(character));
+    if (match === null) bytes.push(...encodeName(character));
     at += match === null ? character.length : 4;
   }
-  return Buffer.from(bytes).toString();
+  return decodeName(Buffer.from(bytes));
 }
 
 /** Everything outside its \xNN is allowed, and there is one. */

@@ -10,6 +10,10 @@ const UNSAFE =
 const UNSAFE_IN_LINES = new RegExp(`(?!\\n)(?:${UNSAFE.source})`, 'g');
 
 function escaped(character: string): string {
+  // A byte of a file's name: as a shell takes it in $'…'.
+  if (character >= '\udc80' && character <= '\udcff') {
+    return `\\x${(character.charCodeAt(0) - 0xdc00).toString(16)}`;
+  }
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
 }
 

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { ClientControl } from '../client/connect.ts';
 import {
   BATCH_STEPS,
@@ -119,7 +120,7 @@ async function readSteps(source: string, text: string): Promise<Step[]> {
 function readSource(file: string | undefined): { source: string; text: string } {
   const isStdin = file === undefined || file === '-';
   try {
-    return { source: isStdin ? 'standard input' : file, text: readFileSync(isStdin ? 0 : file, 'utf8') };
+    return { source: isStdin ? 'standard input' : file, text: decodeName(readFileSync(isStdin ? 0 : rawName(file))) };
   } catch (error) {
     const errno = errnoFromException(error);
     throw new DmError(errno, `cannot read ${isStdin ? 'standard input' : file}: ${errnoMessage(errno)}`);
@@ -136,7 +137,7 @@ export async function runBatchCommand(file: string | undefined, { json = false }
     const replies = await control.call(
       'batch',
       { steps: steps.map(({ name, args }) => ({ name, args })) },
-      { onNotice: (notice) => void process.stderr.write(`dmkit: ${notice}\n`) },
+      { onNotice: (notice) => void process.stderr.write(rawName(`dmkit: ${notice}\n`)) },
     );
     if (json) process.stdout.write(`${JSON.stringify(replies, null, 2)}\n`);
     return 0;

@@ -1,6 +1,7 @@
 // dmkit blockdev: what scripts ask of devices, answered for images, block devices of this host and dmkit's own.
 import { closeSync, fsyncSync, openSync, readFileSync, type Stats, statSync } from 'node:fs';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import type { DeviceStatus } from '../control/types.ts';
@@ -58,7 +59,7 @@ function ofImage(path: string, stat: Stats): Answers {
 }
 
 function syncFile(path: string): void {
-  const fd = openSync(path, 'r');
+  const fd = openSync(rawName(path), 'r');
   try {
     fsyncSync(fd);
   } finally {
@@ -154,7 +155,7 @@ async function answersFor(path: string, control: ClientControl): Promise<Answers
   if (mapped !== undefined) return ofMapped(mapped, control);
   let stat: Stats;
   try {
-    stat = statSync(path);
+    stat = statSync(rawName(path));
   } catch {
     throw new DmError(0, `cannot open ${path}: No such file or directory`);
   }
@@ -170,7 +171,7 @@ export async function runBlockdev(argv: readonly string[]): Promise<number> {
   const unknown = queries.find((word) => !Object.hasOwn(QUERIES, word));
   if (unknown !== undefined || queries.length === 0 || devices.length === 0) {
     const problem = unknown === undefined ? 'a question and a device are needed' : `unknown question ${unknown}`;
-    process.stderr.write(`blockdev: ${problem}; dmkit answers ${Object.keys(QUERIES).join(' ')}\n`);
+    process.stderr.write(rawName(`blockdev: ${problem}; dmkit answers ${Object.keys(QUERIES).join(' ')}\n`));
     return EXIT_FAILURE;
   }
   const control = new ClientControl();

@@ -1,5 +1,6 @@
 // Standard output and error of a copy: a reader that goes away, or a terminal that hangs up, does not end the copy.
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { rawName } from '../block/file-name.ts';
 
 /** Errors of a reader that has gone. */
 const GONE: readonly number[] = [Errno.EPIPE, Errno.EIO, Errno.EBADF];
@@ -19,7 +20,7 @@ class Output {
   write(text: string): void {
     if (this.errno !== 0) return;
     try {
-      this.#stream.write(text);
+      this.#stream.write(rawName(text));
     } catch (error) {
       // Files are written at once, and so fail at once.
       this.#note(error);

@@ -3,6 +3,7 @@ import { closeSync, createReadStream, existsSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { findDaemon } from '../client/connect.ts';
 import { connect } from '../client/index.ts';
 import { READY_TEXT } from '../client/start.ts';
@@ -108,7 +109,7 @@ export async function refresh(name: string): Promise<void> {
   try {
     const changed = await client.refresh(await keptName(client, name));
     for (const { name: lower, sectorCount } of changed)
-      process.stdout.write(`${shownName(lower)}: ${sectorCount} sectors now\n`);
+      process.stdout.write(rawName(`${shownName(lower)}: ${sectorCount} sectors now\n`));
     if (changed.length === 0) process.stdout.write('every size is as it was\n');
   } finally {
     await client.close();

@@ -3,6 +3,7 @@
 import { existsSync } from 'node:fs';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { isMangled, mangled, needsMangling, unmangled } from '../block/mangling.ts';
 import type { DaemonClient } from '../client/index.ts';
 import type { DeviceStatus } from '../control/types.ts';
@@ -73,7 +74,7 @@ export function keptNames(client: Pick<DaemonClient, 'list'>, words: readonly st
 /** An origin: a path that is there means itself, everything else a device. */
 export async function keptOrigin(client: Pick<DaemonClient, 'list'>, word: string): Promise<string> {
   const isNamed = word.startsWith(OWN) || word.startsWith(MAPPER_FOLDER) || NODE.test(word);
-  if (!isNamed && (existsSync(word) || word.includes('/'))) return word;
+  if (!isNamed && (existsSync(rawName(word)) || word.includes('/'))) return word;
   const name = await keptName(client, word);
   return name === word ? word : `${OWN}${name}`;
 }

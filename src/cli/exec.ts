@@ -9,7 +9,9 @@ import { DmError } from '../block/errors.ts';
 import { daemonFolder } from '../daemon/folder.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { workingFolder } from '../files/working-folder.ts';
+import { rawName } from '../block/file-name.ts';
 import { MAP_VARIABLE } from './process-io.ts';
+import { rawCommand } from './raw-command.ts';
 
 const ANSWERED = ['dmsetup', 'blockdev'] as const;
 /** As env and sh have it. */
@@ -111,12 +113,13 @@ export async function execCommand(command: readonly string[], maps: readonly str
 
 function run([program, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
   return new Promise((resolveExit) => {
-    const child = spawn(program!, args, { stdio: 'inherit', env });
+    const raw = rawCommand({ program: program!, args });
+    const child = spawn(raw.program, raw.args, { stdio: 'inherit', env });
     const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, pass);
     child.once('error', (error) => {
       const errno = errnoFromException(error);
-      process.stderr.write(`dmkit: cannot run ${program}: ${errnoMessage(errno)}\n`);
+      process.stderr.write(rawName(`dmkit: cannot run ${program}: ${errnoMessage(errno)}\n`));
       resolveExit(errno === Errno.ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_RUN);
     });
     child.once('exit', (code, signal) => resolveExit(code ?? EXIT_SIGNAL + osConstants.signals[signal!]));

@@ -1,6 +1,7 @@
 // The commands about devices that a daemon lost when it ended.
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { connect, type DaemonClient } from '../client/index.ts';
 import { chooseName, shownName } from './device-names.ts';
 import { say } from './say.ts';
@@ -57,8 +58,8 @@ export async function listLost({ json = false }: { json?: boolean }): Promise<vo
   if (devices.length === 0) process.stdout.write('No lost devices\n');
   for (const { name: kept, table, error } of devices) {
     const name = shownName(kept);
-    for (const line of table.length === 0 ? ['(no table)'] : table) process.stdout.write(`${name}: ${line}\n`);
-    if (error !== null) process.stdout.write(`${name}: could not be restored: ${error}\n`);
+    for (const line of table.length === 0 ? ['(no table)'] : table) process.stdout.write(rawName(`${name}: ${line}\n`));
+    if (error !== null) process.stdout.write(rawName(`${name}: could not be restored: ${error}\n`));
   }
 }
 
@@ -74,6 +75,6 @@ export async function forget(names: readonly string[], { all = false }: { all?: 
 
 export async function adopt(names: readonly string[]): Promise<void> {
   const sentences = await withClient(async (client) => client.adopt(await lostNames(client, names)));
-  for (const text of sentences) process.stdout.write(`${text}\n`);
+  for (const text of sentences) process.stdout.write(rawName(`${text}\n`));
   if (sentences.length === 0) process.stdout.write('every disk is the same as before\n');
 }

@@ -1,25 +1,18 @@
 #!/usr/bin/env node
 // The dmkit command: one subcommand a file; what a command does not need is not loaded, so that starting costs little.
 import { hasInheritedSocket } from './activation.ts';
-import { guardFailures, reportFailure } from './failure.ts';
+import { guardFailures } from './failure.ts';
 import { guardOutput } from './output.ts';
-import { refuseLostBytes } from './raw-arguments.ts';
+import { restoreLostBytes } from './raw-arguments.ts';
 import { isStdioServer } from './stdio-word.ts';
-
-const EXIT_FAILURE = 1;
 
 async function main(): Promise<void> {
   // Not process.exit: what is still to be printed to a pipe would be cut off.
+  restoreLostBytes(process.argv);
   process.exitCode = await run(process.argv.slice(2));
 }
 
 async function run(argv: readonly string[]): Promise<number> {
-  try {
-    refuseLostBytes(argv);
-  } catch (error) {
-    reportFailure(error);
-    return EXIT_FAILURE;
-  }
   const exitCode =
     argv[0] === 'copy'
       ? await (await import('./copy-words.ts')).runCopyWords(argv.slice(1))

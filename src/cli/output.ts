@@ -4,6 +4,7 @@
 // that its exit code tells of its work, and a copy or a merge is not cut short. A full disk is a failure, told once.
 import { fstatSync, writeSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
+import { rawName } from '../block/file-name.ts';
 
 const STANDARD_OUTPUT = 1;
 const EXIT_FAILURE = 1;
@@ -55,7 +56,7 @@ export function guardOutput(): void {
 export function printed(text: string | Uint8Array): Promise<boolean> {
   if (outputErrno !== 0) return Promise.resolve(false);
   return new Promise((resolve) => {
-    process.stdout.write(text, (error) => {
+    process.stdout.write(typeof text === 'string' ? rawName(text) : text, (error) => {
       if (error != null) noteOutputError(error);
       resolve(outputErrno === 0);
     });

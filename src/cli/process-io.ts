@@ -4,6 +4,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { workingFolder } from '../files/working-folder.ts';
 import type { DmsetupIo } from './dmsetup/io.ts';
 
@@ -20,7 +21,7 @@ export function mapDevice(argument: string): string {
 
 export function isHostDevice(path: string): boolean {
   try {
-    return statSync(path).isBlockDevice();
+    return statSync(rawName(path)).isBlockDevice();
   } catch {
     return false;
   }
@@ -28,7 +29,7 @@ export function isHostDevice(path: string): boolean {
 
 function readStdin(): string {
   try {
-    return readFileSync(0, 'utf8');
+    return decodeName(readFileSync(0));
   } catch (error) {
     const errno = errnoFromException(error);
     throw new DmError(errno, `cannot read standard input: ${errnoMessage(errno)}`);
@@ -39,7 +40,7 @@ function readStdin(): string {
 function runProgram([program, ...args]: readonly string[]): void {
   const { error } = spawnSync(program!, args, { stdio: ['ignore', 'inherit', 'inherit'] });
   if (error !== undefined) {
-    process.stderr.write(`dmkit: cannot run ${program}: ${errnoMessage(errnoFromException(error))}\n`);
+    process.stderr.write(rawName(`dmkit: cannot run ${program}: ${errnoMessage(errnoFromException(error))}\n`));
   }
 }
 
@@ -60,11 +61,11 @@ function isUtf8(env: NodeJS.ProcessEnv): boolean {
 export function processIo(programName: string, versionLines: () => string[]): DmsetupIo {
   return {
     programName,
-    stdout: (text) => void process.stdout.write(text),
-    stderr: (text) => void process.stderr.write(text),
-    note: (text) => void process.stderr.write(text),
+    stdout: (text) => void process.stdout.write(rawName(text)),
+    stderr: (text) => void process.stderr.write(rawName(text)),
+    note: (text) => void process.stderr.write(rawName(text)),
     readStdin,
-    readFile: (path) => readFileSync(path, 'utf8'),
+    readFile: (path) => decodeName(readFileSync(rawName(path))),
     folder: workingFolder(),
     columns: process.stdout.columns,
     utf8: isUtf8(process.env),

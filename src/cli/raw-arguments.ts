@@ -1,10 +1,9 @@
 // Arguments that are not UTF-8, such as names of files from an old archive. Node.js replaces their bytes before a program
-// sees them, so that a path would lead to nothing, or a copy would make a file of another name.
-import { isUtf8 } from 'node:buffer';
+// sees them; the kernel has them still.
 import { readFileSync } from 'node:fs';
-import { Errno } from '../block/errno.ts';
-import { DmError } from '../block/errors.ts';
+import { decodeName } from '../block/file-name.ts';
 
+/** What Node.js puts in the place of bytes that are not UTF-8. */
 const REPLACEMENT = '\uFFFD';
 
 /** As the kernel has them; the first are Node.js's own. */
@@ -19,20 +18,20 @@ function rawArguments(): Buffer[] {
   return all;
 }
 
-/** Bytes beyond ASCII as \xNN, as printf of a shell takes them. */
-function escaped(bytes: Buffer): string {
-  return bytes
-    .toString('latin1')
-    .replace(/[^ -~]/g, (byte) => `\\x${byte.charCodeAt(0).toString(16).padStart(2, '0')}`);
-}
-
-/** @throws DmError EINVAL for an argument whose bytes were lost */
-export function refuseLostBytes(argv: readonly string[]): void {
+/** Puts into `argv`, which is process.argv, what Node.js has lost: each argument keeps its bytes (block/file-name.ts). */
+export function restoreLostBytes(argv: string[]): void {
   if (!argv.some((word) => word.includes(REPLACEMENT))) return;
-  const lost = rawArguments().find((bytes) => !isUtf8(bytes));
-  if (lost === undefined) return;
-  throw new DmError(
-    Errno.EINVAL,
-    `the argument ${escaped(lost)} is not UTF-8, and Node.js loses such bytes; make a link to the file that has a name in UTF-8 (ln -s FILE LINK), and give that`,
-  );
+  let raw: Buffer[];
+  try {
+    raw = rawArguments();
+  } catch {
+    // No /proc: what the name leads to is told as missing.
+    return;
+  }
+  // Node.js's own options stand before the program, and only there.
+  for (let fromEnd = 1; fromEnd <= Math.min(argv.length, raw.length); fromEnd++) {
+    const bytes = raw[raw.length - fromEnd]!;
+    const index = argv.length - fromEnd;
+    if (argv[index]!.includes(REPLACEMENT) && bytes.toString() === argv[index]) argv[index] = decodeName(bytes);
+  }
 }

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import type { DeviceMapper } from '../api/device-mapper.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { parseTable, type TableEntry } from '../table/text.ts';
 import { quoted } from './exec.ts';
 import { say } from './say.ts';
@@ -36,7 +37,7 @@ export function readTables(options: { names: readonly string[]; tables: readonly
 
 function readTableFile(file: string): string {
   try {
-    return readFileSync(file === '-' ? 0 : file, 'utf8');
+    return decodeName(readFileSync(file === '-' ? 0 : rawName(file)));
   } catch (error) {
     const errno = errnoFromException(error);
     throw new DmError(errno, `cannot read the table file ${file}: ${errnoMessage(errno)}`);

@@ -16,6 +16,7 @@ import { takeInheritedSocket } from './activation.ts';
 import { isHangUpIgnored } from './hang-up.ts';
 import { guardEnd } from './leave.ts';
 import { printed } from './output.ts';
+import { rawCommand } from './raw-command.ts';
 import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
 import { createDevices, readTables, type TableOption } from './serve-tables.ts';
@@ -69,7 +70,8 @@ function environment(service: NbdService, names: readonly string[]): NodeJS.Proc
 /** Runs the command in a shell; its exit code, or 128 + signal. A signal to us goes on to it. */
 function runCommand(command: string, env: NodeJS.ProcessEnv): Promise<number> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, { shell: true, stdio: 'inherit', env });
+    const { program, args } = rawCommand({ program: '/bin/sh', args: ['-c', command] });
+    const child = spawn(program, args, { stdio: 'inherit', env });
     const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
     const stop = (): void => {
       for (const signal of STOP_SIGNALS) process.removeListener(signal, pass);

@@ -2,6 +2,7 @@
 
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import {
@@ -71,7 +72,7 @@ async function withClient<Result>(work: (client: DaemonClient) => Promise<Result
 }
 
 function print(text: string): void {
-  process.stdout.write(`${text}\n`);
+  process.stdout.write(rawName(`${text}\n`));
 }
 
 function printJson(value: unknown): void {
@@ -140,7 +141,7 @@ export async function createOverlays(
     for (const one of wanted) one.origin = await keptOrigin(client, one.origin);
     return dryRun ? client.snapshots.planAll(wanted) : client.snapshots.createAll(wanted);
   });
-  for (const text of plans.flatMap(({ notices }) => notices)) process.stderr.write(`dmkit: ${text}\n`);
+  for (const text of plans.flatMap(({ notices }) => notices)) process.stderr.write(rawName(`dmkit: ${text}\n`));
   if (json) {
     const told = plans.map((plan) => ({ ...plan, done: dryRun !== true, commands: commandsOf([plan]) }));
     printJson(told.length === 1 ? told[0] : told);
@@ -268,7 +269,8 @@ function storeText({ cow, deleted }: DroppedSnapshot, kept: string): string {
 }
 
 function tellStale({ name, stale }: DroppedSnapshot, when: string): void {
-  for (const path of stale) process.stderr.write(`dmkit: ${shownName(name)}: the kept store ${path} ${when}\n`);
+  for (const path of stale)
+    process.stderr.write(rawName(`dmkit: ${shownName(name)}: the kept store ${path} ${when}\n`));
 }
 
 /** @returns the exit code */
@@ -295,7 +297,7 @@ export async function mergeOverlay(name: string, options: MergeCommandOptions): 
   } catch (error) {
     watch.stop();
     if (!(error instanceof DmError) || error.errno !== Errno.EINTR) throw error;
-    process.stderr.write(`dmkit: ${error.message}\n`);
+    process.stderr.write(rawName(`dmkit: ${error.message}\n`));
     return EXIT_INTERRUPTED;
   } finally {
     process.off('SIGINT', stop);

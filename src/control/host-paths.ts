@@ -4,6 +4,7 @@ import { realpathSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { formatDeviceNumber } from '../devices/block.ts';
 import { isNbdUri } from '../devices/nbd-uri.ts';
 import type { Mapper } from '../mapper/mapper.ts';
@@ -14,7 +15,7 @@ const NODE = /^\/dev\/dm-(\d+)$/;
 /** True for a path that leads to a block device of this host. */
 export function isHostBlockDevice(path: string): boolean {
   try {
-    return statSync(path).isBlockDevice();
+    return statSync(rawName(path)).isBlockDevice();
   } catch {
     return false;
   }
@@ -53,9 +54,9 @@ export function translator(
 /** A path to the host's device that is not one of ours. */
 function hostPath(path: string): string {
   try {
-    const real = realpathSync(path);
+    const real = decodeName(realpathSync(rawName(path), 'buffer'));
     if (!real.startsWith(MAPPER_PREFIX)) return real;
-    return formatDeviceNumber(statSync(path, { bigint: true }).rdev);
+    return formatDeviceNumber(statSync(rawName(path), { bigint: true }).rdev);
   } catch {
     throw new DmError(Errno.ENODEV, `this host has no ${path}`);
   }

@@ -8,9 +8,9 @@
 //                  { "id": 2, "name": "load", "args": { …, "table": { "text": 0 } }, "texts": [ 4096 ] } and 4096 bytes
 //   server         { "id": 1, "reply": … }   or   { "id": 1, "error": { … } }
 //                  { "id": 3, "progress": … }   or   { "id": 3, "notice": "…" }   before the answer of request 3
-import { StringDecoder } from 'node:string_decoder';
 import { Errno } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
+import { decodeName, encodeName, NameDecoder } from '../block/file-name.ts';
 import { LongText, type TableText } from '../table/long-text.ts';
 import { formatTable, type TableEntry } from '../table/text.ts';
 import { MAX_REPLY_BYTE_LENGTH, MAX_TEXT_BYTE_LENGTH } from './bounds.ts';
@@ -68,7 +68,7 @@ class LongTexts {
   readonly #lengths: readonly number[];
   readonly #texts: TableText[] = [];
   #pieces: string[] = [];
-  #decoder = new StringDecoder('utf8');
+  #decoder = new NameDecoder();
   /** Bytes of the text at hand that have not come. */
   #missing: number;
 
@@ -110,7 +110,7 @@ class LongTexts {
       const pieces = this.#pieces;
       this.#texts.push(pieces.length > 1 ? new LongText(pieces) : (pieces[0] ?? ''));
       this.#pieces = [];
-      this.#decoder = new StringDecoder('utf8');
+      this.#decoder = new NameDecoder();
       this.#missing = this.#lengths[this.#texts.length] ?? 0;
     }
   }
@@ -210,7 +210,7 @@ export class MessageDecoder {
       let at = 0;
       const texts = lengths.map((length) => {
         at += length;
-        return bytes.toString('utf8', at - length, at);
+        return decodeName(bytes.subarray(at - length, at));
       });
       return this.#done({ json, texts });
     });
@@ -297,10 +297,10 @@ export function detachTables(args: object): { args: object; texts: Uint8Array[][
     let result = value;
     if (typeof table === 'string' || Array.isArray(table)) {
       result = { ...result, table: { text: texts.length } satisfies TextReference };
-      texts.push([Buffer.from(textOf(table))]);
+      texts.push([encodeName(textOf(table))]);
     } else if (table instanceof LongText) {
       result = { ...result, table: { text: texts.length } satisfies TextReference };
-      texts.push(table.pieces.map((piece) => Buffer.from(piece)));
+      texts.push(table.pieces.map(encodeName));
     }
     if (Array.isArray(steps))
       result = { ...result, steps: steps.map((step) => ({ ...step, args: detach(step.args) })) };
@@ -339,7 +339,7 @@ export async function encodeLines(lines: readonly StatusLine[]): Promise<Uint8Ar
       if (LINE_BREAK.test(params)) return null;
       text += `${sector} ${sectorCount} ${type} ${params}\n`;
     }
-    pieces.push(Buffer.from(text));
+    pieces.push(encodeName(text));
     await new Promise((resolve) => setImmediate(resolve));
   }
   return pieces;

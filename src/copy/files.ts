@@ -1,6 +1,7 @@
 // File to file by copy_file_range, off this thread. It places no errors and needs no memory: a piece that it does not
 // copy whole is read and written instead.
 import { closeSync, openSync } from 'node:fs';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { copyRangeOnThread, hasCopyRange } from '../engine/copy-range.ts';
 import type { OpenedRegion } from './open.ts';
@@ -18,7 +19,7 @@ export class FileCopier {
     if (!source.isFile || !destination.isFile || !hasCopyRange()) return null;
     const fds: number[] = [];
     try {
-      fds.push(openSync(source.path!, 'r'), openSync(destination.path!, 'r+'));
+      fds.push(openSync(rawName(source.path!), 'r'), openSync(rawName(destination.path!), 'r+'));
       return new FileCopier({ fd: fds[0]!, sector: source.sector }, { fd: fds[1]!, sector: destination.sector });
     } catch {
       for (const fd of fds) closeSync(fd);

@@ -3,6 +3,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { MAX_DESTINATION_COUNT } from './bounds.ts';
 import { parseMapfile } from './mapfile.ts';
 import { haveOneName, type MapOwners, type MapSide, otherDestination, otherSource, ownersOf } from './owners.ts';
@@ -45,7 +46,7 @@ interface Candidate {
 /** @throws DmError for a map that can't be read */
 function readCandidate(path: string): Candidate | null {
   try {
-    const text = readFileSync(path, 'utf8');
+    const text = decodeName(readFileSync(rawName(path)));
     return { path, text, owners: ownersOf(text), taken: false };
   } catch (error) {
     const errno = errnoFromException(error);
@@ -162,7 +163,7 @@ class MapFinder {
   }
 
   #isTaken(path: string): boolean {
-    return this.#used.has(path) || existsSync(path);
+    return this.#used.has(path) || existsSync(rawName(path));
   }
 
   #use(path: string): string {

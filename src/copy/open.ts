@@ -4,6 +4,7 @@ import { resolve } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import type { DiskIdentity } from '../devices/identity.ts';
 import type { DeviceRegistry } from '../devices/index.ts';
@@ -99,10 +100,10 @@ export function createImage({ device, sector }: RegionArgument, byteLength: numb
   const isDevice = path.startsWith('/dev/') && !path.startsWith(SHARED_MEMORY_FOLDER);
   const isNoPath = NBD_URI.test(device) || isDevice || /^\d+:\d+$/.test(device);
   if (isNoPath) return false;
-  const stat = statSync(device, { throwIfNoEntry: false });
+  const stat = statSync(rawName(device), { throwIfNoEntry: false });
   if (stat !== undefined && !(stat.isFile() && stat.size === 0)) return false;
   try {
-    const fd = openSync(device, stat === undefined ? 'wx' : 'r+', 0o666);
+    const fd = openSync(rawName(device), stat === undefined ? 'wx' : 'r+', 0o666);
     try {
       const { libc } = loadLibc();
       if (libc !== null) lockForWriting(libc, fd, device);
@@ -123,7 +124,7 @@ export function createImage({ device, sector }: RegionArgument, byteLength: numb
 /** Of an open file; the bytes behind its last whole sector count. */
 function sizeOf(path: string, device: BlockDevice): number {
   const byteLength = device.sectorCount * SECTOR_SIZE;
-  const { size } = statSync(path);
+  const { size } = statSync(rawName(path));
   // Cut or grown since it was opened: the device's word counts.
   return size >= byteLength && size < byteLength + SECTOR_SIZE ? size : byteLength;
 }
@@ -218,15 +219,15 @@ export class OpenedDevices {
 
   async #nameOf(device: string): Promise<string> {
     const { mapperUri } = this.#options;
-    if (mapperUri === undefined || !device.startsWith(MAPPER_FOLDER) || existsSync(device)) return device;
+    if (mapperUri === undefined || !device.startsWith(MAPPER_FOLDER) || existsSync(rawName(device))) return device;
     return mapperUri(device.slice(MAPPER_FOLDER.length));
   }
 
   /** Gives everything back, and takes away the images that were made: for a copy that does not begin. */
   async undo(): Promise<void> {
     await this.close();
-    for (const path of this.#created.splice(0)) rmSync(path, { force: true });
-    for (const path of this.#filled.splice(0)) if (existsSync(path)) truncateSync(path, 0);
+    for (const path of this.#created.splice(0)) rmSync(rawName(path), { force: true });
+    for (const path of this.#filled.splice(0)) if (existsSync(rawName(path))) truncateSync(rawName(path), 0);
   }
 
   /** Gives everything back. */

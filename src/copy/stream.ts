@@ -5,6 +5,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { DmIoClient } from '../dm-io/index.ts';
 import { dropFromPageCache } from '../engine/advice.ts';
@@ -230,10 +231,10 @@ async function openTargets(devices: OpenedDevices, io: DmIoClient, names: readon
   try {
     for (const name of names) {
       const argument = parseRegion(name);
-      const wasEmpty = existsSync(argument.device);
+      const wasEmpty = existsSync(rawName(argument.device));
       if (createImage(argument, 0)) {
         if (!wasEmpty) created.push(argument.device);
-        targets.push(new NewFile(await open(argument.device, 'r+'), argument.sector * SECTOR_SIZE, name));
+        targets.push(new NewFile(await open(rawName(argument.device), 'r+'), argument.sector * SECTOR_SIZE, name));
       } else {
         const region = await devices.destination(argument, null);
         regions.push(region);
@@ -242,7 +243,7 @@ async function openTargets(devices: OpenedDevices, io: DmIoClient, names: readon
     }
     if (regions.length > 0) checkApart(null, regions);
   } catch (error) {
-    for (const path of created) rmSync(path, { force: true });
+    for (const path of created) rmSync(rawName(path), { force: true });
     throw error;
   }
 }

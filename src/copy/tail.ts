@@ -4,6 +4,7 @@
 import { closeSync, fdatasyncSync, openSync, readSync, writeSync } from 'node:fs';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { NbdDevice } from '../devices/nbd.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
@@ -77,7 +78,7 @@ class FileTail implements Tail {
 
   #with(what: string, flags: string, work: (fd: number) => void): void {
     try {
-      const fd = openSync(this.#path, flags);
+      const fd = openSync(rawName(this.#path), flags);
       try {
         work(fd);
       } finally {

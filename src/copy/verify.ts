@@ -2,6 +2,7 @@
 import { closeSync, openSync } from 'node:fs';
 import type { BlockDevice } from '../block/block-device.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { DeviceRegistry } from '../devices/index.ts';
 import { dropFromPageCache } from '../engine/advice.ts';
@@ -54,7 +55,7 @@ function openForReadBack(loop: NodeLoop, region: OpenedRegion): ReadBack {
 
 /** Has the next read of a file or block device come from the disk. @returns false where that can't be had */
 export function dropCache(path: string): boolean {
-  const fd = openSync(path, 'r');
+  const fd = openSync(rawName(path), 'r');
   try {
     return dropFromPageCache(fd);
   } finally {

@@ -1,5 +1,6 @@
 // The marks by which one file is told from another, where its file system keeps them.
 import fs from 'node:fs';
+import { rawName } from '../block/file-name.ts';
 
 /** Plain JSON values. */
 export interface FileMark {
@@ -25,7 +26,7 @@ export function fileMarkOf(stat: fs.BigIntStats, place: string): FileMark {
 
 function fileSystemType(path: string): number | null {
   try {
-    return fs.statfsSync(path).type;
+    return fs.statfsSync(rawName(path)).type;
   } catch {
     return null;
   }

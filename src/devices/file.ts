@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import { dirname } from 'node:path';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { defaultLimits, type QueueLimits, UNLIMITED_SECTOR_COUNT } from '../block/limits.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { EngineFile, Libc } from '../engine/index.ts';
@@ -43,8 +44,8 @@ const answersOf = new WeakMap<Libc, Map<number, boolean>>();
 function openNameless(fd: number): number | null {
   let nameless: number | null = null;
   try {
-    const folder = dirname(fs.readlinkSync(`/proc/self/fd/${fd}`));
-    nameless = fs.openSync(folder, O_TMPFILE | fs.constants.O_RDWR, 0o600);
+    const folder = dirname(decodeName(fs.readlinkSync(`/proc/self/fd/${fd}`, 'buffer')));
+    nameless = fs.openSync(rawName(folder), O_TMPFILE | fs.constants.O_RDWR, 0o600);
     if (fs.fstatSync(nameless, { bigint: true }).dev === fs.fstatSync(fd, { bigint: true }).dev) return nameless;
   } catch {
     // No such system, no such file system, or a folder that is not ours to write.

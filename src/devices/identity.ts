@@ -2,6 +2,7 @@
 // numbers and names are how people refer to a disk; code that goes on with existing data compares identities first.
 import fs from 'node:fs';
 import { resolve } from 'node:path';
+import { rawName } from '../block/file-name.ts';
 import { NBD_DEFAULT_PORT } from '../nbd/protocol/constants.ts';
 import { type NbdUri, parseNbdUri } from '../nbd/protocol/uri.ts';
 import { formatDeviceNumber } from './block.ts';
@@ -79,7 +80,7 @@ export function identifyPath(argument: string, baseFolder: string): DiskIdentity
   }
   const found = findDevice(argument, resolve(baseFolder));
   if (found.kind === 'block') return identityOfBlockDevice(found.path, found.rdev, null);
-  return identityOfFile(found.path, fs.statSync(found.path, { bigint: true }), found.path);
+  return identityOfFile(found.path, fs.statSync(rawName(found.path), { bigint: true }), found.path);
 }
 
 /** An open file's, whatever its path leads to by now. */

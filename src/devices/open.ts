@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import { resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { directIoOf, type EngineFile, type EngineSet, type FileKind } from '../engine/index.ts';
 import { formatDeviceNumber } from './block.ts';
 import { lockForWriting } from './lock.ts';
@@ -53,7 +54,7 @@ export function findDevice(argument: string, baseFolder: string): Found {
 function findByPath(path: string): Found {
   let stat: fs.BigIntStats;
   try {
-    stat = fs.statSync(path, { bigint: true });
+    stat = fs.statSync(rawName(path), { bigint: true });
   } catch (error) {
     throw notFound(path, errnoFromException(error));
   }
@@ -68,8 +69,7 @@ function notFound(path: string, errno: number): DmError {
     errno === Errno.ENOENT || errno === Errno.ENOTDIR
       ? 'does not exist'
       : `can't be looked up (${errnoMessage(errno)})`;
-  // What Node.js and this program put in the place of bytes that are not UTF-8.
-  let hint = path.includes('\uFFFD') ? '; a name that is not UTF-8 can be given by a link to it (ln -s FILE LINK)' : '';
+  let hint = '';
   if (path.includes(' (deleted)/')) hint = ': the working folder was deleted; name files by absolute paths';
   return new DmError(
     Errno.ENODEV,
@@ -197,12 +197,12 @@ function checkLoopUse(fd: number, path: string): void {
 
 /** By a descriptor's link in /proc; by the path where there is no such descriptor, or no /proc. */
 function openThrough(openFd: number | null, path: string | null, flags: number): number {
-  if (openFd === null) return fs.openSync(path!, flags);
+  if (openFd === null) return fs.openSync(rawName(path!), flags);
   try {
     return fs.openSync(`/proc/self/fd/${openFd}`, flags);
   } catch (error) {
     if (path === null || errnoFromException(error) !== Errno.ENOENT) throw error;
-    return fs.openSync(path, flags);
+    return fs.openSync(rawName(path), flags);
   }
 }
 

@@ -14,6 +14,7 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { decodeName, rawName } from '../block/file-name.ts';
 import { fileCalls } from './calls.ts';
 
 const CREATE_NEW = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL;
@@ -38,7 +39,7 @@ export function fileError(path: string, error: unknown, remark = ''): DmError {
 /** The whole file; null where there is none. @throws DmError what the file system says */
 export function readIfThere(path: string): Buffer | null {
   try {
-    return readFileSync(path);
+    return readFileSync(rawName(path));
   } catch (error) {
     if (errnoFromException(error) === Errno.ENOENT) return null;
     throw fileError(path, error);
@@ -63,7 +64,7 @@ export function isWithoutFolderSync(error: unknown): boolean {
 
 /** Makes the names in a folder durable; a file system that can't sync folders is left to its ways. */
 export function syncFolder(path: string): void {
-  const fd = fileCalls.open(path, constants.O_RDONLY | constants.O_DIRECTORY, 0);
+  const fd = fileCalls.open(rawName(path), constants.O_RDONLY | constants.O_DIRECTORY, 0);
   try {
     fileCalls.fsync(fd);
   } catch (error) {
@@ -81,8 +82,8 @@ export function syncFolder(path: string): void {
 export function placeOf(path: string): string {
   let place: string;
   try {
-    place = realpathSync(path);
-    const stat = statSync(place);
+    place = decodeName(realpathSync(rawName(path), 'buffer'));
+    const stat = statSync(rawName(place));
     if (stat.isDirectory()) throw new DmError(Errno.EISDIR, `${path}: ${errnoMessage(Errno.EISDIR)}`);
     if (!stat.isFile()) throw new DmError(Errno.EINVAL, `${path}: not a regular file, so it can't be replaced by one`);
   } catch (error) {
@@ -100,7 +101,8 @@ export function freshName(place: string): string {
 /** Removes what killed replacements of `place` have left beside it. For the one writer of that file alone. */
 export function removeLeftovers(place: string): void {
   const start = `${basename(place)}.new-`;
-  for (const name of readdirSync(dirname(place))) {
+  for (const bytes of readdirSync(rawName(dirname(place)), 'buffer')) {
+    const name = decodeName(bytes);
     if (name.startsWith(start) && /^\d+-[0-9a-f]{8}$/.test(name.slice(start.length)))
       remove(join(dirname(place), name));
   }
@@ -108,7 +110,7 @@ export function removeLeftovers(place: string): void {
 
 function remove(path: string): void {
   try {
-    fileCalls.unlink(path);
+    fileCalls.unlink(rawName(path));
   } catch {
     // It is gone, or stays as a leftover: the failure that led here is the one to tell.
   }
@@ -116,9 +118,9 @@ function remove(path: string): void {
 
 /** Opens a new file beside `place`, with the owner and the permissions that it shall have. */
 export function openFresh(place: string, fresh: string, mode?: number): number {
-  const old = statSync(place, { throwIfNoEntry: false });
+  const old = statSync(rawName(place), { throwIfNoEntry: false });
   // Not readable for others before its permissions are set.
-  const fd = fileCalls.open(fresh, CREATE_NEW, mode ?? (old === undefined ? 0o666 : 0o600));
+  const fd = fileCalls.open(rawName(fresh), CREATE_NEW, mode ?? (old === undefined ? 0o666 : 0o600));
   try {
     if (old === undefined) return fd;
     if (old.uid !== process.geteuid?.() || old.gid !== process.getegid?.()) {
@@ -188,7 +190,7 @@ export function replaceFile(path: string, pieces: Iterable<string | Uint8Array>,
     } finally {
       closeSync(fd);
     }
-    fileCalls.rename(fresh, place);
+    fileCalls.rename(rawName(fresh), rawName(place));
   } catch (error) {
     remove(fresh);
     // Without an errno it is the caller's own exception, from `pieces`.

@@ -1,5 +1,14 @@
 // The folder where relative paths start.
 import { readlinkSync } from 'node:fs';
+import { decodeName } from '../block/file-name.ts';
+
+/** What Node.js puts in the place of bytes that are not UTF-8. */
+const REPLACEMENT = '\uFFFD';
+
+/** As the kernel gives it, also where its name is not UTF-8. */
+function linkedFolder(): string {
+  return decodeName(readlinkSync('/proc/self/cwd', 'buffer'));
+}
 
 /**
  * The working folder's path. Where the folder was deleted it is the path that the kernel gives, which ends in
@@ -7,10 +16,11 @@ import { readlinkSync } from 'node:fs';
  */
 export function workingFolder(): string {
   try {
-    return process.cwd();
+    const folder = process.cwd();
+    return folder.includes(REPLACEMENT) ? linkedFolder() : folder;
   } catch {
     try {
-      return readlinkSync('/proc/self/cwd');
+      return linkedFolder();
     } catch {
       return '/the working folder (deleted)';
     }

@@ -3,6 +3,7 @@ import type { BlockDevice } from '../block/block-device.ts';
 import type { DeviceResolver } from '../block/device-resolver.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { isOddName } from '../block/file-name.ts';
 import { mangled } from '../block/mangling.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { TargetRegistry, TargetServices } from '../block/target.ts';
@@ -599,6 +600,9 @@ function checkName(name: string): void {
   }
   if (name.includes('/')) throw new DmError(Errno.EINVAL, `Name "${name}" invalid. It contains "/".`);
   if (name.includes('\0')) throw new DmError(Errno.EINVAL, "a device's name cannot hold a NUL byte");
+  if (isOddName(name)) {
+    throw new DmError(Errno.EINVAL, `Name "${name}" invalid. It is not UTF-8, and NBD carries no other names.`);
+  }
 }
 
 /** Refuses `lower` where `device` is it or lies somewhere below it, through any table that is or waits to be live. */

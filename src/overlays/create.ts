@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import type { Plane } from '../control/core/plane.ts';
 import type { Transaction } from '../control/core/transaction.ts';
 import type { MappedDevice } from '../mapper/mapped-device.ts';
@@ -106,7 +107,7 @@ function planAll(plane: Plane, overlays: readonly OverlayOptions[]): OverlayPlan
 /** Said before anything is made: the folder is missing, not the file. */
 function checkFolder(cow: string): void {
   const folder = dirname(cow);
-  if (fs.existsSync(folder)) return;
+  if (fs.existsSync(rawName(folder))) return;
   throw new DmError(
     Errno.ENOENT,
     `${cow}: No such file or directory: the folder ${folder} is missing; make it first, or name another for ${basename(cow)}`,

@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import type { BlockDevice } from '../block/block-device.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import type { Json } from '../control/core/host.ts';
 import type { Plane } from '../control/core/plane.ts';
 import { type KeptStore, STORE_PREFIX, UNLINK_PREFIX } from '../control/core/records.ts';
@@ -94,15 +95,15 @@ export class OverlayDropping {
 function deletionOf(cow: BlockDevice): Deletion | null {
   if (!(cow instanceof EngineDevice)) return null;
   const open = fs.fstatSync(cow.descriptor, { bigint: true });
-  const there = fs.statSync(cow.path, { bigint: true, throwIfNoEntry: false });
+  const there = fs.statSync(rawName(cow.path), { bigint: true, throwIfNoEntry: false });
   if (!open.isFile() || there === undefined || there.dev !== open.dev || there.ino !== open.ino) return null;
   return { path: cow.path, dev: String(open.dev), inode: String(open.ino) };
 }
 
 /** Deletes the file, unless its path leads to another by now. */
 export function deleteSame({ path, dev, inode }: Deletion): void {
-  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
-  if (stat !== undefined && String(stat.dev) === dev && String(stat.ino) === inode) fs.unlinkSync(path);
+  const stat = fs.statSync(rawName(path), { bigint: true, throwIfNoEntry: false });
+  if (stat !== undefined && String(stat.dev) === dev && String(stat.ino) === inode) fs.unlinkSync(rawName(path));
 }
 
 /** Kept stores whose origin is `origin`, as far as their files are there and still say so. */
@@ -121,7 +122,7 @@ export function staleStores(plane: Plane, origin: BlockDevice, except?: BlockDev
 function stillKept(path: string, storeId: string): boolean {
   let fd: number;
   try {
-    fd = fs.openSync(path, 'r');
+    fd = fs.openSync(rawName(path), 'r');
   } catch {
     return false;
   }

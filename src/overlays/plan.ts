@@ -4,6 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { escapeArgument } from '../block/escape.ts';
+import { rawName } from '../block/file-name.ts';
 import { isMangled, unmangled } from '../block/mangling.ts';
 import { MAX_SECTOR_COUNT, SECTOR_SIZE } from '../block/sector.ts';
 import type { ControlHost } from '../control/core/host.ts';
@@ -37,7 +38,7 @@ const invalid = (text: string): DmError => new DmError(Errno.EINVAL, text);
 
 function statOf(path: string): Stats | null {
   try {
-    return statSync(path);
+    return statSync(rawName(path));
   } catch (error) {
     const errno = errnoFromException(error);
     if (errno === Errno.ENOENT || errno === Errno.ENOTDIR) return null;
@@ -115,7 +116,7 @@ function firstBytes(path: string): Uint8Array {
   const bytes = new Uint8Array(SECTOR_SIZE);
   let fd: number;
   try {
-    fd = openSync(path, 'r');
+    fd = openSync(rawName(path), 'r');
   } catch (error) {
     const errno = errnoFromException(error);
     throw new DmError(errno, `${path} can't be read: ${errnoMessage(errno)}`);

@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { JournalSink } from '../control/core/host.ts';
 import { asJson } from '../control/core/plane.ts';
@@ -78,7 +79,7 @@ export class NewFiles {
     try {
       this.#writeStore(temporary, plan, mark);
       try {
-        fs.linkSync(temporary, path);
+        fs.linkSync(rawName(temporary), rawName(path));
       } catch (error) {
         const errno = errnoFromException(error);
         const lacksLinks = errno === Errno.EPERM || errno === Errno.EOPNOTSUPP;
@@ -92,7 +93,7 @@ export class NewFiles {
   }
 
   #writeStore(path: string, { cowByteLength, chunkSectorCount }: OverlayPlan, mark: StoreMark | null): void {
-    const fd = fs.openSync(path, 'wx', FILE_MODE);
+    const fd = fs.openSync(rawName(path), 'wx', FILE_MODE);
     try {
       fs.ftruncateSync(fd, cowByteLength);
       // A transient store has no header.
@@ -100,7 +101,7 @@ export class NewFiles {
       const { devices } = this.#transaction.host;
       if (devices !== undefined) this.#new.push(devices.noteNewFile(fd));
     } catch (error) {
-      fs.unlinkSync(path);
+      fs.unlinkSync(rawName(path));
       throw error;
     } finally {
       fs.closeSync(fd);
@@ -118,7 +119,7 @@ export interface GrownFile {
 
 function asItIs(path: string): GrownFile {
   try {
-    const { dev, ino, size } = fs.statSync(path, { bigint: true });
+    const { dev, ino, size } = fs.statSync(rawName(path), { bigint: true });
     return { path, dev: String(dev), inode: String(ino), byteLength: Number(size) };
   } catch (error) {
     throw fileFailure(path, error);
@@ -127,7 +128,7 @@ function asItIs(path: string): GrownFile {
 
 function grow({ cow, cowByteLength }: OverlayPlan): void {
   try {
-    fs.truncateSync(cow, cowByteLength);
+    fs.truncateSync(rawName(cow), cowByteLength);
   } catch (error) {
     throw fileFailure(cow, error);
   }
@@ -135,16 +136,16 @@ function grow({ cow, cowByteLength }: OverlayPlan): void {
 
 /** Takes back what a store grew by, unless its path leads to another file by now. */
 export function shorten({ path, dev, inode, byteLength }: GrownFile): void {
-  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+  const stat = fs.statSync(rawName(path), { bigint: true, throwIfNoEntry: false });
   const isSame = stat !== undefined && String(stat.dev) === dev && String(stat.ino) === inode;
-  if (isSame && Number(stat.size) > byteLength) fs.truncateSync(path, byteLength);
+  if (isSame && Number(stat.size) > byteLength) fs.truncateSync(rawName(path), byteLength);
 }
 
 /** Takes the names away under which files were made that have their own names now. */
 export function clearFirstNames(files: readonly { temporary: string }[]): void {
   for (const { temporary } of files) {
     try {
-      fs.unlinkSync(temporary);
+      fs.unlinkSync(rawName(temporary));
     } catch (error) {
       if (errnoFromException(error) !== Errno.ENOENT) throw error;
     }
@@ -155,10 +156,10 @@ export function clearFirstNames(files: readonly { temporary: string }[]): void {
 export function clearFiles(files: readonly { temporary: string; path: string }[]): void {
   for (const { temporary, path } of files) {
     try {
-      const made = fs.statSync(temporary, { bigint: true });
-      const there = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
-      if (there !== undefined && there.dev === made.dev && there.ino === made.ino) fs.unlinkSync(path);
-      fs.unlinkSync(temporary);
+      const made = fs.statSync(rawName(temporary), { bigint: true });
+      const there = fs.statSync(rawName(path), { bigint: true, throwIfNoEntry: false });
+      if (there !== undefined && there.dev === made.dev && there.ino === made.ino) fs.unlinkSync(rawName(path));
+      fs.unlinkSync(rawName(temporary));
     } catch (error) {
       if (errnoFromException(error) !== Errno.ENOENT) throw error;
     }

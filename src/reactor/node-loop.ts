@@ -1,6 +1,7 @@
 // A reactor on Node's own event loop: timers, a queue of callbacks, and sockets as transports.
 // This folder alone may touch node:net; everything above sees Reactor and Transport.
 import { connect as connectSocket, createServer, isIP, type Server, Socket } from 'node:net';
+import { isOddName } from '../block/file-name.ts';
 import type { Reactor, Timer, Transport } from '../block/reactor.ts';
 import { socketCalls } from '../engine/socket-calls.ts';
 import { SocketTransport } from './socket-transport.ts';
@@ -267,6 +268,11 @@ export class NodeLoop implements Reactor {
 
   /** Connects; `done` is called once. */
   connect(address: ConnectAddress, done: (error: Error | null, transport: Transport | null) => void): void {
+    if ('unix' in address && isOddName(address.unix)) {
+      const error = new Error('the path of a socket must be UTF-8: make a link to it, or to its folder');
+      setImmediate(() => done(Object.assign(error, { code: 'EILSEQ' }), null));
+      return;
+    }
     const options = 'unix' in address ? { path: address.unix } : { host: address.host, port: address.port };
     const socket = connectSocket({ ...options, ...SOCKET_OPTIONS });
     const fail = (error: Error): void => done(error, null);

@@ -6,6 +6,7 @@
 import { chmodSync, linkSync, lstatSync, mkdtempSync, renameSync, rmSync, type Stats, unlinkSync } from 'node:fs';
 import { connect, type Server } from 'node:net';
 import { dirname, join, resolve } from 'node:path';
+import { isOddName } from '../block/file-name.ts';
 
 /** Bytes that fit into sun_path, without the NUL: 107 on Linux, 103 on the BSDs and macOS. */
 const MAX_SOCKET_PATH_BYTE_LENGTH = process.platform === 'linux' ? 107 : 103;
@@ -66,6 +67,10 @@ class SocketFile implements UnixSocketFile {
 export function bindUnixSocket(server: Server, path: string, mode: number, done: Done): void {
   if (path.includes('\0')) {
     done(codedError('EINVAL', 'an abstract socket has no permissions: give a path'), null);
+    return;
+  }
+  if (isOddName(path)) {
+    done(codedError('EILSEQ', 'the path of a socket must be UTF-8: name another, or a link to its folder'), null);
     return;
   }
   const place = resolve(path);

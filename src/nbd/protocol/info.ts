@@ -1,6 +1,7 @@
 // The data of GO and INFO, and of their replies ("NBD_OPT_INFO and NBD_OPT_GO", "NBD_INFO information types"), and of
 // LIST's. Everything here comes from or goes to a peer that may be hostile: every length is compared, as a Number,
 // with what is there before anything is made of it.
+import { isOddName } from '../../block/file-name.ts';
 import { INFO_BLOCK_SIZE, INFO_EXPORT, MAX_STRING_BYTE_LENGTH } from './constants.ts';
 import { getUint64, setUint64 } from './wire.ts';
 
@@ -25,6 +26,7 @@ export function decodeString(bytes: Uint8Array, what: string): string {
 
 /** @throws MalformedError for a string that the protocol can't carry */
 export function encodeString(text: string, what: string): Uint8Array {
+  if (isOddName(text)) throw new MalformedError(`${what} is not UTF-8`);
   const bytes = utf8.encode(text);
   if (bytes.byteLength > MAX_STRING_BYTE_LENGTH) throw new MalformedError(`${what} is longer than 4096 bytes`);
   if (bytes.includes(0)) throw new MalformedError(`${what} has a NUL byte`);

@@ -1,4 +1,5 @@
 // NBD URIs (doc/uri.md of the nbd project): nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, and nbds… for TLS.
+import { decodeName, encodeName, isOddName } from '../../block/file-name.ts';
 import { NBD_DEFAULT_PORT } from './constants.ts';
 import { encodeString, MalformedError } from './info.ts';
 
@@ -37,7 +38,11 @@ function decode(part: string, text: string): string {
   try {
     return decodeURIComponent(part);
   } catch {
-    return fail(text, `a bad percent sequence in ${JSON.stringify(part)}`);
+    // Sequences for bytes that are not UTF-8, or none at all.
+    if (/%(?![0-9a-fA-F]{2})/.test(part)) return fail(text, `a bad percent sequence in ${JSON.stringify(part)}`);
+    const bytes = encodeName(part).toString('latin1');
+    const decoded = bytes.replace(/%(..)/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 16)));
+    return decodeName(Buffer.from(decoded, 'latin1'));
   }
 }
 
@@ -96,7 +101,11 @@ export function parseNbdUri(text: string): NbdUri {
 
 /** Leaves slashes as they are, as people write them in paths. */
 function encodePath(path: string): string {
-  return encodeURIComponent(path).replaceAll('%2F', '/');
+  if (!isOddName(path)) return encodeURIComponent(path).replaceAll('%2F', '/');
+  const bytes = encodeName(path).toString('latin1');
+  return bytes.replace(/[^A-Za-z0-9_.!~*'()/-]/g, (byte) => {
+    return `%${byte.charCodeAt(0).toString(16).toUpperCase().padStart(2, '0')}`;
+  });
 }
 
 /** Writes a URI; {@link parseNbdUri} reads the same back. */
