@@ -1,17 +1,18 @@
 // dmkit exec: runs a command in whose PATH dmsetup and blockdev are dmkit's.
-import { spawn } from 'node:child_process';
-import { accessSync, chmodSync, constants, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { type StdioOptions, spawn } from 'node:child_process';
+import { accessSync, chmodSync, constants, writeFileSync } from 'node:fs';
 import { constants as osConstants, tmpdir } from 'node:os';
 import { delimiter, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
+import { rawName } from '../block/file-name.ts';
 import { daemonFolder } from '../daemon/folder.ts';
 import { canonicalNbdUri, isNbdUri } from '../devices/nbd-uri.ts';
 import { workingFolder } from '../files/working-folder.ts';
-import { rawName } from '../block/file-name.ts';
 import { MAP_VARIABLE } from './process-io.ts';
 import { rawCommand } from './raw-command.ts';
+import { makeTemporaryFolder, type TemporaryFolder } from './temporary-folder.ts';
 
 const ANSWERED = ['dmsetup', 'blockdev'] as const;
 /** As env and sh have it. */
@@ -21,6 +22,9 @@ const EXIT_NOT_FOUND = 127;
 const DEFAULT_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 /** What a shell gives for a process that a signal ended, less the signal's number. */
 const EXIT_SIGNAL = 128;
+
+/** In the command, out of the way of a script's own descriptors. */
+const LOCK_DESCRIPTOR = 63;
 
 /** As a shell's word. */
 export function quoted(text: string): string {
@@ -53,20 +57,20 @@ function writePrograms(folder: string): void {
  *
  * @throws DmError where no place will do
  */
-function makePrograms(): string {
+function makePrograms(): TemporaryFolder {
   const reasons: string[] = [];
   for (const place of new Set(places().map((path) => resolve(workingFolder(), path)))) {
     if (place.includes(delimiter)) {
       reasons.push(`${place} has a colon, which PATH can't name`);
       continue;
     }
-    let folder: string | null = null;
+    let folder: TemporaryFolder | null = null;
     try {
-      folder = mkdtempSync(join(place, 'dmkit-exec-'));
-      writePrograms(folder);
+      folder = makeTemporaryFolder(place, 'dmkit-exec-');
+      writePrograms(folder.path);
       return folder;
     } catch (error) {
-      if (folder !== null) rmSync(folder, { recursive: true, force: true });
+      folder?.remove();
       reasons.push(`${place}: ${errnoMessage(errnoFromException(error))}`);
     }
   }
@@ -103,18 +107,24 @@ export async function execCommand(command: readonly string[], maps: readonly str
       ...process.env,
       DMKIT_DIR: daemonFolder().path,
       [MAP_VARIABLE]: JSON.stringify(map),
-      PATH: `${programs}${delimiter}${process.env.PATH || DEFAULT_PATH}`,
+      PATH: `${programs.path}${delimiter}${process.env.PATH || DEFAULT_PATH}`,
     };
-    return await run(command, env);
+    return await run(command, env, programs.lockFd);
   } finally {
-    rmSync(programs, { recursive: true, force: true });
+    programs.remove();
   }
 }
 
-function run([program, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+function run([program, ...args]: readonly string[], env: NodeJS.ProcessEnv, lockFd: number | null): Promise<number> {
   return new Promise((resolveExit) => {
     const raw = rawCommand({ program: program!, args });
-    const child = spawn(raw.program, raw.args, { stdio: 'inherit', env });
+    const stdio: StdioOptions = ['inherit', 'inherit', 'inherit'];
+    // The command goes on when this process is killed, and needs the programs still: it keeps their folder's lock.
+    if (lockFd !== null) {
+      while (stdio.length < LOCK_DESCRIPTOR) stdio.push('ignore');
+      stdio.push(lockFd);
+    }
+    const child = spawn(raw.program, raw.args, { stdio, env });
     const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, pass);
     child.once('error', (error) => {

@@ -1,6 +1,5 @@
 // dmkit serve: devices out of tables, exported over NBD until a signal comes or the command given has ended.
 import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
 import { availableParallelism, constants, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { DeviceMapper } from '../api/device-mapper.ts';
@@ -21,6 +20,7 @@ import { reconnectOptions } from './reconnect.ts';
 import { Complaints, say } from './say.ts';
 import { createDevices, readTables, type TableOption } from './serve-tables.ts';
 import { takeStandardStreams } from './stdio.ts';
+import { makeTemporaryFolder, type TemporaryFolder } from './temporary-folder.ts';
 
 export interface ServeOptions {
   names: string[];
@@ -126,12 +126,12 @@ function parentGone(): Promise<void> {
  *
  * @throws DmError naming each folder that was tried
  */
-function privateSocketFolder(): string {
+function privateSocketFolder(): TemporaryFolder {
   const tried: string[] = [];
   const { XDG_RUNTIME_DIR: runtimeFolder } = process.env;
   for (const parent of [...(runtimeFolder ? [runtimeFolder] : []), tmpdir()]) {
     try {
-      return mkdtempSync(join(resolve(parent), 'dmkit-'));
+      return makeTemporaryFolder(resolve(parent), 'dmkit-serve-');
     } catch (error) {
       tried.push(`${parent}: ${errnoMessage(errnoFromException(error))}`);
     }
@@ -264,7 +264,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   const onState = (uri: string, state: NbdLinkState, error: DmError | null): void =>
     tellOfRemote(complaints, uri, state, error);
   const dm = new DeviceMapper({ remote: { ...reconnectOptions(options.reconnect), onState } });
-  let folder: string | null = null;
+  let folder: TemporaryFolder | null = null;
   try {
     if (!(await createDevices(dm, tables, readOnly))) return EXIT_FAILURE;
     let listen: ServeNbdOptions['listen'];
@@ -273,7 +273,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     else if (options.nbd !== undefined) listen = options.nbd;
     else {
       folder = privateSocketFolder();
-      listen = `unix:${join(folder, 'nbd.sock')}`;
+      listen = `unix:${join(folder.path, 'nbd.sock')}`;
     }
     const service = await serveNbd(dm, {
       listen,
@@ -296,7 +296,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   } finally {
     if (dm.mapper.list().some((device) => device.pinned !== null)) exitSoon();
     else await dm.close();
-    if (folder !== null) rmSync(folder, { recursive: true, force: true });
+    folder?.remove();
     complaints.close();
   }
 }

@@ -11,6 +11,17 @@ const F_OFD_SETLK = 37;
 const F_WRLCK = 1;
 const FLOCK_BYTE_LENGTH = 32;
 
+/** Tries to lock the whole of an open file for writing. @returns 0, or the errno of the refusal */
+export function tryLock(libc: Libc, fd: number): number {
+  // struct flock: type and whence as 16-bit numbers, then start, length (0: to the end) and pid, all 0 here.
+  const flock = new DataView(new ArrayBuffer(FLOCK_BYTE_LENGTH));
+  flock.setInt16(0, F_WRLCK, endianness() === 'LE');
+  const result = libc.fcntl(fd, F_OFD_SETLK, libc.addressOf(flock.buffer));
+  const errno = result < 0 ? libc.errno() : 0;
+  // Read after the call, so that the memory is not collected before it.
+  return flock.byteLength > 0 ? errno : Errno.EIO;
+}
+
 /**
  * Takes the write lock on the whole of an open file; it goes with the descriptor (OFD: fork, dup and other opens of this
  * process don't disturb it).
@@ -19,13 +30,8 @@ const FLOCK_BYTE_LENGTH = 32;
  * @throws DmError EBUSY with the holder's name
  */
 export function lockForWriting(libc: Libc, fd: number, path: string): boolean {
-  // struct flock: type and whence as 16-bit numbers, then start, length (0: to the end) and pid, all 0 here.
-  const flock = new DataView(new ArrayBuffer(FLOCK_BYTE_LENGTH));
-  flock.setInt16(0, F_WRLCK, endianness() === 'LE');
-  const result = libc.fcntl(fd, F_OFD_SETLK, libc.addressOf(flock.buffer));
-  const errno = result < 0 ? libc.errno() : 0;
-  // Read after the call, so that the memory is not collected before it.
-  if (result >= 0) return flock.byteLength > 0;
+  const errno = tryLock(libc, fd);
+  if (errno === 0) return true;
   if (errno === Errno.EAGAIN || errno === Errno.EACCES) {
     const holder = holderOfFile(fd) ?? 'a process that can not be seen from here';
     throw new DmError(
