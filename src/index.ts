@@ -18,6 +18,7 @@ export { changedExtentsOfStore } from './api/store-changes.ts';
 export * from './block/bio.ts';
 export type { BlockDevice, ExtentCallback } from './block/block-device.ts';
 export { EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, extentDepth, queryExtent, submitBio } from './block/block-device.ts';
+export type { CutEnd } from './block/cut-end.ts';
 export type { DeviceResolver } from './block/device-resolver.ts';
 export { Errno, errnoMessage, errnoName } from './block/errno.ts';
 export { DmError, IoError, TableError } from './block/errors.ts';

@@ -43,6 +43,11 @@ export interface DeviceMapperOptions {
 export interface TableOptions {
   /** Nothing can be written through it, and what is below is opened for reading alone. */
   readOnly?: boolean;
+  /**
+   * Takes sentences about a table that was accepted: bytes at the end of a file that no sector has, a store that was not
+   * detached cleanly. Nothing is printed where it is left out.
+   */
+  onNotice?: (text: string) => void;
 }
 
 /**
@@ -97,14 +102,15 @@ export class DeviceMapper {
     table: string | readonly TableEntry[],
     options: CreateOptions & TableOptions = {},
   ): Promise<Disk> {
-    const { readOnly = false, uuid, minor } = options;
-    await this.control.call('create', {
+    const { readOnly = false, uuid, minor, onNotice } = options;
+    const args = {
       name,
       table,
       readOnly,
       ...(uuid === undefined ? {} : { uuid }),
       ...(minor === undefined ? {} : { minor }),
-    });
+    };
+    await this.control.call('create', args, { onNotice });
     return this.#opened(`/dev/mapper/${name}`, readOnly);
   }
 
@@ -114,7 +120,7 @@ export class DeviceMapper {
    *
    * @throws DmError ENODEV, ENXIO, EACCES, EBUSY … as the kernel's look-up of a device gives; ECONNREFUSED …
    */
-  async open(argument: string, options: TableOptions = {}): Promise<Disk> {
+  async open(argument: string, options: Pick<TableOptions, 'readOnly'> = {}): Promise<Disk> {
     const readOnly = options.readOnly ?? false;
     if (!isNbdUri(argument)) return this.#opened(argument, readOnly);
     const lease = await this.remotes.lease([argument]);
@@ -127,7 +133,8 @@ export class DeviceMapper {
 
   /** Puts a table into the inactive slot of a device; {@link resume} makes it live. @throws as {@link create} */
   async load(name: string, table: string | readonly TableEntry[], options: TableOptions = {}): Promise<void> {
-    await this.control.call('load', { device: { name }, table, readOnly: options.readOnly ?? false });
+    const { readOnly = false, onNotice } = options;
+    await this.control.call('load', { device: { name }, table, readOnly }, { onNotice });
   }
 
   /** Holds new requests back; resolves when none is in flight. */

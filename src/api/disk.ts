@@ -11,10 +11,13 @@ import {
   REQ_OP_WRITE_ZEROES,
 } from '../block/bio.ts';
 import { type BlockDevice, EXTENT_HOLE, EXTENT_ZERO, queryExtent, submitBio } from '../block/block-device.ts';
+import type { CutEnd } from '../block/cut-end.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError, IoError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
+import { cutEndOf, cutEndSteps } from '../table/cut-ends.ts';
+import { runSteps } from '../table/steps.ts';
 import { endsTurn } from './turn-budget.ts';
 
 export interface WriteOptions {
@@ -65,6 +68,17 @@ export class Disk {
 
   get byteLength(): number {
     return this.device.sectorCount * SECTOR_SIZE;
+  }
+
+  /**
+   * The files and NBD exports whose last bytes this disk does not show, because their length is no multiple of 512: itself,
+   * or those whose end its live table reaches. Empty where every byte is in a sector.
+   */
+  get cutEnds(): readonly CutEnd[] {
+    const { device } = this;
+    if (device instanceof MappedDevice) return device.table === null ? [] : runSteps(cutEndSteps(device.table));
+    const end = cutEndOf(device);
+    return end === null ? [] : [end];
   }
 
   get readOnly(): boolean {

@@ -37,6 +37,8 @@ export interface BlockDevice {
   readonly label?: string;
   /** May change when a table is swapped or a file grows. */
   readonly sectorCount: number;
+  /** Bytes of a file or export behind the last whole sector: no request reaches them. Left out: none. */
+  readonly cutByteLength?: number;
   readonly readOnly: boolean;
   readonly limits: QueueLimits;
   /**

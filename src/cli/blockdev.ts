@@ -1,7 +1,9 @@
 // dmkit blockdev: what scripts ask of devices, answered for images, block devices of this host and dmkit's own.
 import { closeSync, fsyncSync, openSync, readFileSync, type Stats, statSync } from 'node:fs';
+import { type CutEnd, cutEndText } from '../block/cut-end.ts';
 import { DmError } from '../block/errors.ts';
 import { rawName } from '../block/file-name.ts';
+import { printableLines } from '../block/printable.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { ClientControl } from '../client/connect.ts';
 import type { DeviceStatus } from '../control/types.ts';
@@ -19,6 +21,8 @@ const PAGE_BYTE_LENGTH = 4096;
 /** What can be asked. */
 interface Answers {
   sectorCount: number;
+  /** Of an image or export whose length is no multiple of 512. */
+  cutEnd?: CutEnd;
   logicalBlockSize: number;
   physicalBlockSize: number;
   readOnly: boolean;
@@ -40,6 +44,9 @@ const QUERIES: Readonly<Record<string, Query>> = {
   '--flushbufs': (answers) => answers.flush(),
 };
 
+/** Their answers leave out bytes behind the last whole sector. */
+const SIZE_QUERIES: readonly string[] = ['--getsize', '--getsz', '--getsize64'];
+
 /** The largest block up to a page that divides the device. */
 function softBlockSize({ sectorCount, logicalBlockSize }: Answers): number {
   let size = logicalBlockSize;
@@ -47,9 +54,15 @@ function softBlockSize({ sectorCount, logicalBlockSize }: Answers): number {
   return size;
 }
 
+function cutEnd(name: string, byteLength: number): Pick<Answers, 'cutEnd'> {
+  const cutByteLength = byteLength % SECTOR_SIZE;
+  return cutByteLength === 0 ? {} : { cutEnd: { name, byteLength, cutByteLength } };
+}
+
 function ofImage(path: string, stat: Stats): Answers {
   return {
     sectorCount: Math.floor(stat.size / SECTOR_SIZE),
+    ...cutEnd(path, stat.size),
     logicalBlockSize: SECTOR_SIZE,
     physicalBlockSize: SECTOR_SIZE,
     readOnly: (stat.mode & 0o222) === 0,
@@ -116,6 +129,7 @@ async function ofRemote(uri: string): Promise<Answers> {
   const logicalBlockSize = Math.max(SECTOR_SIZE, details.blockSizes?.minimum ?? 0);
   return {
     sectorCount: Math.floor(byteLength / SECTOR_SIZE),
+    ...cutEnd(uri, byteLength),
     logicalBlockSize,
     physicalBlockSize: Math.max(logicalBlockSize, details.blockSizes?.preferred ?? 0),
     readOnly,
@@ -175,9 +189,15 @@ export async function runBlockdev(argv: readonly string[]): Promise<number> {
     return EXIT_FAILURE;
   }
   const control = new ClientControl();
+  const told = new Set<string>();
+  const sizeAsked = queries.some((query) => SIZE_QUERIES.includes(query));
   try {
     for (const device of devices) {
       const answers = await answersFor(mapDevice(device), control);
+      if (sizeAsked && answers.cutEnd !== undefined && !told.has(answers.cutEnd.name)) {
+        told.add(answers.cutEnd.name);
+        process.stderr.write(`${printableLines(`blockdev: ${cutEndText(answers.cutEnd)}`)}\n`);
+      }
       for (const query of queries) {
         const answer = await QUERIES[query]!(answers);
         if (answer !== undefined) process.stdout.write(`${answer}\n`);

@@ -64,11 +64,16 @@ export async function createDevices(
   tables: readonly NamedTable[],
   readOnly: boolean,
 ): Promise<boolean> {
+  const told = new Set<string>();
+  const onNotice = (text: string): void => {
+    if (!told.has(text)) say(`dmkit: ${text}\n`);
+    told.add(text);
+  };
   for (const { name, entries } of tables) {
     const minor = dm.mapper.list().length;
     try {
       // The server opens the device for itself; a handle of ours would only keep it busy.
-      (await dm.create(name, entries, { readOnly })).close();
+      (await dm.create(name, entries, { readOnly, onNotice })).close();
     } catch (error) {
       if (!(error instanceof DmError) || dm.mapper.has(name)) throw error;
       reportRefusedTable({ name, entries }, dm.mapper.major, minor, error);

@@ -43,9 +43,14 @@ export interface CreateDeviceOptions {
   readOnly?: boolean;
   /** Where relative paths in the table start: the working directory unless given. */
   baseFolder?: string;
+  /**
+   * Takes sentences about a table that was accepted: bytes at the end of a file that no sector has, a store that was not
+   * detached cleanly.
+   */
+  onNotice?: (text: string) => void;
 }
 
-export type LoadDeviceOptions = Pick<CreateDeviceOptions, 'readOnly' | 'baseFolder'>;
+export type LoadDeviceOptions = Pick<CreateDeviceOptions, 'readOnly' | 'baseFolder' | 'onNotice'>;
 
 /** Interrupts what waits: it is undone. */
 interface Interruptible {
@@ -81,14 +86,15 @@ export class DaemonClient {
     table: string | readonly TableEntry[] | null,
     options: CreateDeviceOptions = {},
   ): Promise<DeviceStatus> {
-    const { baseFolder: folder = workingFolder(), ...rest } = options;
-    return this.#call('create', { name, ...rest, folder, ...(table === null ? {} : { table }) });
+    const { baseFolder: folder = workingFolder(), onNotice, ...rest } = options;
+    const args = { name, ...rest, folder, ...(table === null ? {} : { table }) };
+    return this.#control.call('create', args, { onNotice });
   }
 
   /** Puts a table into the inactive slot; {@link resume} makes it live. */
   load(name: string, table: string | readonly TableEntry[], options: LoadDeviceOptions = {}): Promise<LoadReply> {
-    const { readOnly = false, baseFolder = workingFolder() } = options;
-    return this.#call('load', { device: { name }, table, readOnly, folder: baseFolder });
+    const { readOnly = false, baseFolder: folder = workingFolder(), onNotice } = options;
+    return this.#control.call('load', { device: { name }, table, readOnly, folder }, { onNotice });
   }
 
   resume(name: string, options: { noflush?: boolean } & Interruptible = {}): Promise<DeviceStatus> {

@@ -11,6 +11,7 @@ import type { Plane } from './core/plane.ts';
 import { describeTable } from './core/records.ts';
 import type { Transaction } from './core/transaction.ts';
 import { changed } from './core/waiting.ts';
+import { tellCutEnds } from './cut-ends.ts';
 import type { RequestArgs } from './requests.ts';
 import type { DeviceAddress } from './schema.ts';
 import { depsOf, linesOf, ReadAheads, statusOf } from './status.ts';
@@ -125,6 +126,7 @@ export class DeviceOperations {
     });
     if (table !== undefined) {
       await transaction.load(device, table, await this.#loadOptions(table, args, transaction));
+      await tellCutEnds(device, transaction);
       await transaction.resume(device);
     }
     if (readAhead !== undefined) {
@@ -152,6 +154,7 @@ export class DeviceOperations {
   loadIn = async (transaction: Transaction, args: RequestArgs<'load'>): Promise<() => LoadReply> => {
     const device = this.find(args.device);
     await transaction.load(device, args.table, await this.#loadOptions(args.table, args, transaction));
+    await tellCutEnds(device, transaction);
     const notices = changedPaths(device);
     return () => ({ ...this.status(device), notices });
   };

@@ -5,6 +5,7 @@
 // origin whose overlay is missing stays suspended. Each step leaves the journal so that a restore which is killed goes on
 // when it is run again.
 import type { BlockDevice } from '../block/block-device.ts';
+import { cutEndText } from '../block/cut-end.ts';
 import { Errno, errnoMessage } from '../block/errno.ts';
 import { DmError, TableError } from '../block/errors.ts';
 import { compareIdentities, type DiskIdentity, identifyPath } from '../devices/identity.ts';
@@ -28,6 +29,7 @@ import {
   type TableRecord,
 } from './core/records.ts';
 import { changed } from './core/waiting.ts';
+import { cutEndsOf } from './cut-ends.ts';
 import { type Kin, kinOf } from './kin.ts';
 import type { LostReply, Restored } from './types.ts';
 
@@ -311,6 +313,7 @@ class Restoring {
   async #make(record: DeviceRecord): Promise<string | null> {
     let device: MappedDevice | null = null;
     const { uuid, minor, live } = record;
+    this.#result(record).notices.length = 0;
     try {
       device = this.#mapper.create(record.name, { minor, isReserved: true, ...(uuid === '' ? {} : { uuid }) });
       setId(device, record.id);
@@ -330,7 +333,6 @@ class Restoring {
   async #load(device: MappedDevice, record: DeviceRecord, table: TableRecord): Promise<void> {
     const text = table.text.length > 1 ? new LongText(table.text) : (table.text[0] ?? '');
     const notices = this.#result(record).notices;
-    notices.length = 0;
     const identities = new Map(table.lower.map(({ argument, identity }) => [argument, identity]));
     const marks = checkingMarks(this.#plane, await entriesWith(text, 'snapshot'), {
       force: this.#force,
@@ -345,6 +347,13 @@ class Restoring {
       },
     };
     await loadTable(this.#plane.host, device, text, options, this.#context.signal);
+    for (const end of await cutEndsOf(device.inactiveTable)) this.#tellOnce(record, cutEndText(end));
+  }
+
+  /** A sentence about a file goes to the first of its devices alone. */
+  #tellOnce(record: DeviceRecord, text: string): void {
+    for (const { notices } of this.#results.values()) if (notices.includes(text)) return;
+    this.#result(record).notices.push(text);
   }
 
   /** A mapped device below is the one of the journal, whatever number it has now. */

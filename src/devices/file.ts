@@ -86,11 +86,14 @@ function limitsOf(file: EngineFile, libc: Libc | null, readOnly: boolean): Queue
  * absolute path it was opened by. A file that is cut while it is open gives EIO for what is missing.
  */
 export class FileDevice extends EngineDevice implements BlockDevice {
+  /** Bytes behind the last whole sector. */
+  cutByteLength: number;
   readonly allocate?: (sector: number, sectorCount: number, done: (errno: number) => void) => void;
 
   /** @param file open, and from now on the device's */
   constructor(file: EngineFile, libc: Libc | null, readOnly: boolean) {
     super(file.path, file, readOnly, wholeSectors(file.fd), limitsOf(file, libc, readOnly));
+    this.cutByteLength = cutBytes(file.fd);
     if (file.engine.gainsFromAllocation(file)) {
       this.allocate = (sector, sectorCount, done) => this.allocateInFile(sector, sectorCount, done);
     }
@@ -99,6 +102,7 @@ export class FileDevice extends EngineDevice implements BlockDevice {
   /** Takes over the size that the file has now. @returns sectorCount */
   refreshSize(): number {
     this.sectorCount = wholeSectors(this.descriptor);
+    this.cutByteLength = cutBytes(this.descriptor);
     return this.sectorCount;
   }
 }
@@ -107,4 +111,8 @@ function wholeSectors(fd: number): number {
   // 2^63 bytes are 2^54 sectors, one bit more than a device here can have.
   const count = fs.fstatSync(fd, { bigint: true }).size / BigInt(SECTOR_SIZE);
   return Math.min(Number(count), Number.MAX_SAFE_INTEGER);
+}
+
+function cutBytes(fd: number): number {
+  return Number(fs.fstatSync(fd, { bigint: true }).size % BigInt(SECTOR_SIZE));
 }

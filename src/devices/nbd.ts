@@ -184,6 +184,11 @@ export class NbdDevice implements BlockDevice {
     return this.#links.details.byteLength;
   }
 
+  /** Bytes of the export behind its last whole sector. */
+  get cutByteLength(): number {
+    return this.byteLength % SECTOR_SIZE;
+  }
+
   /** The server takes requests of single bytes. */
   get takesBytes(): boolean {
     return (this.#links.details.blockSizes?.minimum ?? 1) === 1;

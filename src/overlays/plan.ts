@@ -1,6 +1,7 @@
 // The plan of an overlay: its tables, and the file for its store. Looks at files and devices; changes nothing.
 import { closeSync, openSync, readFileSync, readSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
+import { type CutEnd, cutEndText } from '../block/cut-end.ts';
 import { Errno, errnoFromException, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { escapeArgument } from '../block/escape.ts';
@@ -30,8 +31,8 @@ interface OriginFound {
   folder: string | null;
   /** A snapshot-origin that was named itself. */
   mappedBy: string | null;
-  /** Bytes behind the last whole sector. */
-  cutByteLength: number;
+  /** Null where every byte is in a sector. */
+  cutEnd: CutEnd | null;
 }
 
 const invalid = (text: string): DmError => new DmError(Errno.EINVAL, text);
@@ -77,7 +78,8 @@ function findOrigin(host: ControlHost, origin: string, folder: string): OriginFo
     const sectorCount = Math.floor(byteLength / SECTOR_SIZE);
     if (sectorCount === 0) throw invalid(`${path} has no whole sector: an origin has ${SECTOR_SIZE} bytes at least`);
     const cutByteLength = byteLength % SECTOR_SIZE;
-    return { argument: path, sectorCount, folder: stat.isFile() ? dirname(path) : null, mappedBy: null, cutByteLength };
+    const cutEnd = cutByteLength === 0 ? null : { name: path, byteLength, cutByteLength };
+    return { argument: path, sectorCount, folder: stat.isFile() ? dirname(path) : null, mappedBy: null, cutEnd };
   }
   const name = own ?? origin;
   const device = name.includes('/') ? null : deviceNamed(host, name);
@@ -98,9 +100,9 @@ function originOfDevice(device: MappedDevice): OriginFound {
   if (mapped !== null) {
     const argument = mapped.name;
     const folder = argument.startsWith('/') ? dirname(argument) : null;
-    return { argument, sectorCount, folder, mappedBy: dmName, cutByteLength: 0 };
+    return { argument, sectorCount, folder, mappedBy: dmName, cutEnd: null };
   }
-  return { argument: name, sectorCount, folder: null, mappedBy: null, cutByteLength: 0 };
+  return { argument: name, sectorCount, folder: null, mappedBy: null, cutEnd: null };
 }
 
 /** Bytes for a change of every chunk: header, areas (the next one has to be there when one is full) and data. */
@@ -239,10 +241,6 @@ export function planOverlay(host: ControlHost, options: OverlayOptions): Overlay
     chunkSectorCount: cow.chunkSectorCount,
     ...planOrigin(host, origin, options.originName, mappersOf(host, origin.argument)),
     overlay: { name, table: `0 ${origin.sectorCount} snapshot ${devices} ${words}` },
-    notices: origin.cutByteLength === 0 ? [] : [cutNotice(origin)],
+    notices: origin.cutEnd === null ? [] : [cutEndText(origin.cutEnd)],
   };
-}
-
-function cutNotice({ argument, cutByteLength }: OriginFound): string {
-  return `${argument} ends with ${cutByteLength} bytes behind its last whole sector: the overlay does not show them`;
 }

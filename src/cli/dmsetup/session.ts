@@ -43,6 +43,9 @@ export class Session {
   /** Done when the command has ended, whether it failed or not: reports are printed then. */
   readonly atEnd: (() => void)[] = [];
 
+  /** Notices that were printed: a command that loads many tables says each once. */
+  readonly #noted = new Set<string>();
+
   constructor(line: ParsedLine, io: DmsetupIo, control: Control) {
     this.line = line;
     this.io = io;
@@ -81,7 +84,10 @@ export class Session {
     args: RequestArgs<Name>,
   ): Promise<Reply<Name>> {
     try {
-      const onNotice = (text: string): void => this.io.note(`${text}\n`);
+      const onNotice = (text: string): void => {
+        if (!this.#noted.has(text)) this.io.note(`${text}\n`);
+        this.#noted.add(text);
+      };
       return await this.control.call(name, args, { signal: this.io.signal, onNotice });
     } catch (error) {
       if (!(error instanceof DmError) || error.errno === 0) throw error;

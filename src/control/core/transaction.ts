@@ -22,6 +22,8 @@ export class Transaction {
   readonly removed = new Set<MappedDevice>();
   /** Further keys of the journal that change with it; null where they go. */
   readonly keys = new Map<string, Json>();
+  /** Sentences that the caller has by now. */
+  readonly #told = new Set<string>();
   readonly #created = new Set<MappedDevice>();
   readonly #undo: Step[] = [];
   readonly #finish: Step[] = [];
@@ -39,6 +41,13 @@ export class Transaction {
   /** Done when the change is for good. */
   onFinish(step: Step): void {
     this.#finish.push(step);
+  }
+
+  /** Tells the caller a sentence, once for each change: a batch may name the same file in many tables. */
+  tell(text: string): void {
+    if (this.#told.has(text)) return;
+    this.#told.add(text);
+    this.context.onNotice?.(text);
   }
 
   checkSignal(): void {
