@@ -19,18 +19,27 @@ export { checkMemory, trustMemory } from './address.ts';
 export { type Engine, EngineFile, type EngineKind, type FileKind } from './engine.ts';
 export type { Libc } from './libc.ts';
 export { directIoOf, type EngineChoice } from './probe.ts';
-export type { RingCounters } from './ring.ts';
+export { abandonRings, type RingCounters } from './ring.ts';
 
 let isRingAllowed = isMainThread;
 
 /**
- * Lets 'auto' use the ring in this worker. It must never be terminated while requests are under way, unless the process ends
- * too: nothing waits for a ring then. The kernel would write to memory that the worker's end has freed, and koffi's watch
- * would call a thread that can run no code any more, which aborts the process. For calls on threads the end of a worker
- * waits.
+ * Lets this worker have a ring. It must never be stopped while requests are under way, also not by the process's end, unless
+ * {@link abandonRings} was called in it: nothing waits for a ring then. The kernel would write to memory that the worker's
+ * end has freed, and koffi's watch would call a thread that can run no code any more, which aborts the process. For calls
+ * on threads the end of a worker waits.
  */
 export function allowRing(): void {
   isRingAllowed = true;
+}
+
+/** Why a ring can not be had in a worker of the program's own. */
+const REFUSED_IN_WORKER =
+  'this is a worker, and nothing would wait for its requests when it is terminated; take DMKIT_ENGINE=auto, or the main thread';
+
+/** Ends the process without stopping its threads; does nothing where there is no C library. */
+export function exitAtOnce(code: number): void {
+  loadLibc().libc?.exitAtOnce(code);
 }
 
 const ENGINE_CHOICES: readonly string[] = ['auto', 'direct', 'ring', 'portable'];
@@ -129,6 +138,7 @@ export class EngineSet {
     if (this.choice === 'direct' || this.choice === 'portable') return `the ${this.choice} engine was asked for`;
     const { libc } = this;
     if (libc === null) return this.#loadLibc().reason;
+    if (!isRingAllowed) return REFUSED_IN_WORKER;
     const reason = this.#carrierFor(libc).prepare();
     if (this.#ring === null && this.#direct === null) this.#carrierFor(libc).close();
     return reason;
@@ -179,11 +189,11 @@ export class EngineSet {
       this.#direct ??= new DirectEngine(options);
       return this.#direct;
     }
-    const carrier = this.choice === 'ring' || isRingAllowed ? this.#carrierFor(libc) : null;
-    if (carrier !== null && (this.choice === 'ring' || isRingBest(kind, directIo))) {
-      const reason = carrier.prepare();
+    const carrier = isRingAllowed ? this.#carrierFor(libc) : null;
+    if (this.choice === 'ring' || (carrier !== null && isRingBest(kind, directIo))) {
+      const reason = carrier === null ? REFUSED_IN_WORKER : carrier.prepare();
       if (reason === null) {
-        this.#ring ??= new RingEngine({ ...options, carrier });
+        this.#ring ??= new RingEngine({ ...options, carrier: carrier! });
         return this.#ring;
       }
       if (this.choice === 'ring') {

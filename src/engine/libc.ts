@@ -39,6 +39,8 @@ export interface Libc {
   uring(): UringCalls | null;
   /** The calls of sockets, likewise. */
   sockets(): SocketLibrary | null;
+  /** Ends the process without any clean-up: no thread of it runs on. */
+  exitAtOnce(code: number): void;
   /** Of the last call above that was negative. */
   errno(): number;
   /** Address of the first byte of `buffer`, which the caller keeps alive. */
@@ -250,6 +252,9 @@ function bind(koffi: Koffi): Libc {
     sockets: () => {
       if (sockets === undefined) sockets = bindSockets(koffi);
       return sockets;
+    },
+    exitAtOnce: (code) => {
+      library.func('void _exit(int code)')(code);
     },
     errno: () => koffi.errno(),
     addressOf: (buffer) => Number(koffi.address(new Uint8Array(buffer))),

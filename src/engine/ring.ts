@@ -65,8 +65,8 @@ export interface RingOptions {
 const openRings = new Set<Ring>();
 let listensForExit = false;
 
-/** The kernel writes to memory that is about to be freed: what can be stopped is stopped, and waited for a little. */
-function closeRingsAtExit(): void {
+/** This thread ends. The kernel writes to memory that is about to be freed: requests are cancelled, and waited for a little. */
+export function abandonRings(): void {
   for (const ring of openRings) ring.abandon();
 }
 
@@ -110,7 +110,7 @@ export class Ring {
     this.#watch = options.calls.watch(uring.fd, this.#onReadable);
     this.#watchIfNeeded();
     openRings.add(this);
-    if (!listensForExit) process.on('exit', closeRingsAtExit);
+    if (!listensForExit) process.on('exit', abandonRings);
     listensForExit = true;
   }
 

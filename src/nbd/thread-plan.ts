@@ -31,11 +31,16 @@ export interface ThreadPlan {
   readonly threadCount: number;
   /** For each name the memory of its gate. */
   readonly gates: readonly SharedArrayBuffer[];
+  /** Where the thread says that it holds still. */
+  readonly held: Int32Array;
 }
 
 export type ToThread =
   /** A connection by its descriptor, which is the thread's from now on. */
-  { readonly kind: 'connection'; readonly fd: number; readonly peer: string } | { readonly kind: 'stop' };
+  | { readonly kind: 'connection'; readonly fd: number; readonly peer: string }
+  | { readonly kind: 'stop' }
+  /** The process ends. */
+  | { readonly kind: 'hold' };
 
 export type FromThread =
   | { readonly kind: 'ready' }

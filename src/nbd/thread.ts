@@ -3,15 +3,16 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { DeviceMapper } from '../api/device-mapper.ts';
 import type { Disk } from '../api/disk.ts';
-import { allowRing } from '../engine/index.ts';
+import { abandonRings, allowRing } from '../engine/index.ts';
 import { allowSocketCalls } from '../engine/socket-calls.ts';
-import { closeSocketPoll } from '../reactor/pulled-socket.ts';
+import { abandonSocketPoll, closeSocketPoll } from '../reactor/pulled-socket.ts';
 import { parseTable } from '../table/text.ts';
 import { MalformedError } from './protocol/info.ts';
 import { descriptionOf } from './server/exports.ts';
 import { shareRangeLock } from './server/range-lock.ts';
 import { NbdServer } from './server/server.ts';
 import { SharedGate } from './server/shared-gate.ts';
+import { holdStill } from './thread-hold.ts';
 import type { FromThread, ThreadPlan, ToThread } from './thread-plan.ts';
 import { serverTls } from './tls.ts';
 
@@ -59,6 +60,13 @@ function accept(server: NbdServer, fd: number, peer: string): void {
   }
 }
 
+/** The process ends: from here on nothing is watched, and no memory of this thread is the kernel's. */
+function hold(): void {
+  abandonRings();
+  abandonSocketPoll();
+  holdStill(plan.held);
+}
+
 function stop(server: NbdServer): void {
   server.shutdown(async (failure) => {
     // Closing waits for what devices have, however long they take; who asked hears before that. The first answer counts.
@@ -77,14 +85,15 @@ function stop(server: NbdServer): void {
 }
 
 try {
-  // threads.ts ends this thread only when it has no connections and no requests, or with the process.
+  // threads.ts ends this thread only when it has no connections and no requests, or holds still.
   allowRing();
   const server = await build();
   // Its descriptors are closed by nothing but itself.
   allowSocketCalls();
   port.on('message', (message: ToThread) => {
     if (message.kind === 'connection') accept(server, message.fd, message.peer);
-    else stop(server);
+    else if (message.kind === 'stop') stop(server);
+    else hold();
   });
   post({ kind: 'ready' });
 } catch (error) {

@@ -14,6 +14,7 @@ import { MalformedError } from './protocol/info.ts';
 import { MAX_CONNECTION_COUNT, MAX_SERVER_BYTE_LENGTH, SHUTDOWN_TIMEOUT_MILLISECONDS } from './server/bounds.ts';
 import { canShareRangeLock, shareRangeLock, unshareRangeLock } from './server/range-lock.ts';
 import { SharedGate } from './server/shared-gate.ts';
+import { type HeldAtExit, holdAtExit, letGo } from './thread-hold.ts';
 import {
   type FromThread,
   type Graph,
@@ -42,12 +43,13 @@ export interface NbdThreadsOptions {
 }
 
 /** One of the other threads, as this one sees it. */
-class ServerThread {
+class ServerThread implements HeldAtExit {
   /** Connections that it was given and that are not gone. */
   connectionCount = 0;
   /** Those of them that have completed their handshake. */
   establishedCount = 0;
   isReady = false;
+  readonly held = new Int32Array(new SharedArrayBuffer(4));
   readonly #worker: Worker;
   readonly #onError: NbdThreadsOptions['onError'];
   #hasBeenReady = false;
@@ -57,13 +59,13 @@ class ServerThread {
   #onStopped: ((end: ThreadEnd) => void) | null = null;
 
   /** @throws Error where the system gives no thread */
-  constructor(plan: ThreadPlan, onError: NbdThreadsOptions['onError']) {
+  constructor(plan: Omit<ThreadPlan, 'held'>, onError: NbdThreadsOptions['onError']) {
     this.#onError = onError;
     this.settled = new Promise((resolve) => {
       this.#settle = resolve;
     });
     this.#worker = new Worker(new URL('./thread.js', import.meta.url), {
-      workerData: plan,
+      workerData: { ...plan, held: this.held } satisfies ThreadPlan,
       name: `nbd-${plan.threadIndex}`,
       // Without this Node.js opens this process's own standard output for it, and makes that not wait, also for whoever
       // else has it: nbdcopy, which started this process, would lose what it writes there.
@@ -84,7 +86,11 @@ class ServerThread {
       if (this.#hasBeenReady) throw error;
       this.#settle();
     });
-    this.#worker.once('exit', () => this.#settle());
+    this.#worker.once('exit', () => {
+      letGo(this);
+      this.#settle();
+    });
+    holdAtExit(this);
     this.#worker.unref();
   }
 
@@ -119,6 +125,10 @@ class ServerThread {
   give(fd: number, peer: string): void {
     this.connectionCount++;
     this.#post({ kind: 'connection', fd, peer });
+  }
+
+  tellToHold(): void {
+    this.#post({ kind: 'hold' });
   }
 
   #post(message: ToThread): void {
@@ -182,7 +192,7 @@ function graphToShare(dm: DeviceMapper, names: readonly string[]): Graph | strin
 export class NbdThreads {
   /** What this thread's server may hold: its part. */
   readonly maxServerByteLength: number;
-  readonly #plan: Omit<ThreadPlan, 'threadIndex'>;
+  readonly #plan: Omit<ThreadPlan, 'threadIndex' | 'held'>;
   readonly #onError: NbdThreadsOptions['onError'];
   readonly #threads: ServerThread[] = [];
   readonly #pinned: readonly MappedDevice[];

@@ -52,6 +52,11 @@ export function closeSocketPoll(): void {
   poll = null;
 }
 
+/** For a thread that runs no more: nothing is told of its sockets any more, which end with the process. */
+export function abandonSocketPoll(): void {
+  poll?.close();
+}
+
 export class PulledSocket {
   readonly #calls: SocketCalls;
   readonly #owner: PulledSocketOwner;

@@ -27,24 +27,52 @@ describe.runIf(ENGINES.includes('ring') && existsSync(dist))('with reads in flig
     ['signal', null],
     ['handler', 5],
     ['exit of a worker', 6],
-    ['exit beside a worker', 7],
   ])('a process ends without waiting for them: %s', async (ending, code) => {
     const process_ = await start(process.execPath, [child('endings'), pipe(), ending], { ready: /busy/, env });
     // Nothing is ever written into the pipe: a process that waited would be killed in the end.
     expect(await process_.exited).toBe(code);
   });
 
-  it('worker.terminate ends, and cancels them', async () => {
-    const result = await run(process.execPath, [child('terminate'), pipe()], { timeoutSeconds: 240, env });
-    expect(result).toMatchObject({ code: 0, stdout: 'cancelled\n' });
-  });
-
   it('worker.terminate waits for reads of files, and nothing writes to memory that it has freed', async () => {
     const image = join(tempDir('ring'), 'image');
     writeFileSync(image, Buffer.alloc(16 << 20));
-    const args = [child('terminate-files'), image, 'always', '3'];
-    const result = await run(process.execPath, args, { timeoutSeconds: 60, env: { ...env, DMKIT_ENGINE: 'auto' } });
+    const args = [child('terminate-files'), image, 'always', '20'];
+    const result = await run(process.execPath, args, { timeoutSeconds: 240, env: { ...env, DMKIT_ENGINE: 'auto' } });
     expect(result).toMatchObject({ code: 0, stdout: 'ended\n', stderr: '' });
+  });
+
+  it('a worker of the program is refused a ring by name, because it may be terminated', async () => {
+    const image = join(tempDir('ring'), 'image');
+    writeFileSync(image, Buffer.alloc(16 << 20));
+    const args = [child('terminate-files'), image, 'always', '1'];
+    const result = await run(process.execPath, args, { timeoutSeconds: 240, env: { ...env, DMKIT_ENGINE: 'ring' } });
+    expect(result.stderr).toContain(
+      "the ring engine can't be used here: this is a worker, and nothing would wait for its requests when it is terminated",
+    );
+    expect([result.code, result.stdout]).toEqual([1, '']);
+  });
+
+  it.each([
+    ['exit', 'always', 9],
+    ['exit', 'never', 9],
+    ['throw', 'always', 1],
+  ])('a process with busy threads of a server ends with its own code: %s, O_DIRECT %s', async (how, directIo, code) => {
+    const folder = tempDir('ring');
+    writeFileSync(join(folder, 'image'), Buffer.alloc(16 << 20));
+    for (let round = 0; round < 3; round++) {
+      const args = [child('exit-beside-threads'), folder, directIo, how];
+      const result = await run(process.execPath, args, { timeoutSeconds: 240, env: { ...env, DMKIT_ENGINE: 'auto' } });
+      expect(result).toMatchObject({ code, stdout: 'busy\n' });
+      if (how === 'exit') expect(result.stderr).toBe('');
+    }
+  });
+
+  it('a process with a thread that does not hold still ends with its own code', async () => {
+    const folder = tempDir('ring');
+    writeFileSync(join(folder, 'image'), Buffer.alloc(16 << 20));
+    const args = [child('exit-beside-threads'), folder, 'never', 'deaf'];
+    const result = await run(process.execPath, args, { timeoutSeconds: 240, env });
+    expect(result).toMatchObject({ code: 9, stdout: 'busy\n', stderr: '' });
   });
 
   itPeer(['nbdkit', 'nbdfuse', 'fuse'], 'so it does for a file whose reads take long', async () => {

@@ -31,10 +31,6 @@ const endings = {
     worker.once('exit', (code) => process.exit(code));
     worker.postMessage('exit');
   },
-  'exit beside a worker': async () => {
-    await busyWorker();
-    process.exit(7);
-  },
   stay: () => {
     parentPort.on('message', () => process.exit(6));
     parentPort.postMessage('busy');

@@ -1,11 +1,15 @@
 // What the children share: requests to a pipe that nobody writes to, so that a read through the ring hangs for ever
 // unless the kernel cancels it. (io_uring waits for a pipe; a read of a file would end too soon to be caught in flight.)
 import fs from 'node:fs';
+import { isMainThread } from 'node:worker_threads';
 
 const dist = new URL(process.env.DMKIT_DIST);
-const { EngineSet } = await import(new URL('engine/index.js', dist).href);
+const { EngineSet, allowRing } = await import(new URL('engine/index.js', dist).href);
 const { NodeLoop } = await import(new URL('reactor/node-loop.js', dist).href);
 const { Bio, REQ_OP_READ } = await import(new URL('block/bio.js', dist).href);
+
+// These workers end by themselves: their exit handler cancels what is under way.
+if (!isMainThread) allowRing();
 
 export const BYTE_LENGTH = 4096;
 
