@@ -1,4 +1,5 @@
 // The promise edge: one opened device, as a program uses it. Below here nothing knows a promise.
+
 import {
   Bio,
   type BioVec,
@@ -15,6 +16,7 @@ import type { CutEnd } from '../block/cut-end.ts';
 import { Errno } from '../block/errno.ts';
 import { DmError, IoError } from '../block/errors.ts';
 import { isSector, SECTOR_SIZE } from '../block/sector.ts';
+import { giveMemoryAway, ownMemory } from '../engine/address.ts';
 import { MappedDevice } from '../mapper/mapped-device.ts';
 import { cutEndOf, cutEndSteps } from '../table/cut-ends.ts';
 import { runSteps } from '../table/steps.ts';
@@ -92,9 +94,10 @@ export class Disk {
    */
   async read(sector: number, sectorCount: number): Promise<Buffer> {
     checkRange(sector, sectorCount);
-    const buffer = Buffer.allocUnsafeSlow(sectorCount * SECTOR_SIZE);
+    // The caller gets it when nothing uses it any more.
+    const buffer = ownMemory(Buffer.allocUnsafeSlow(sectorCount * SECTOR_SIZE));
     await this.readInto(sector, buffer);
-    return buffer;
+    return giveMemoryAway(buffer);
   }
 
   /**

@@ -200,6 +200,17 @@ export function copyFromMemory(bio: Bio, destination: Uint8Array, byteStart = 0)
   });
 }
 
+/** False where a piece of `bio`'s memory is shorter than the list says: it was transferred away. */
+export function hasMemory(bio: Bio): boolean {
+  let left = bio.byteLength + bio.vecOffset;
+  for (let index = bio.vecIndex; left > 0; index++) {
+    const vec = bio.vecs[index];
+    if (vec === undefined || vec.offset + vec.byteLength > vec.page.byteLength) return false;
+    left -= vec.byteLength;
+  }
+  return true;
+}
+
 /** Calls `visit` with each contiguous piece of a stretch of `bio`'s memory, in order. */
 export function walkMemory(bio: Bio, byteStart: number, byteLength: number, visit: (piece: Uint8Array) => void): void {
   let index = bio.vecIndex;

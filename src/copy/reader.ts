@@ -1,8 +1,10 @@
 // The source's blocks, shared: destinations that are close to each other read each once. One that has fallen behind what
 // is kept reads it again, so that nobody waits for the slowest.
+
 import type { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
+import { ownMemory } from '../engine/address.ts';
 import { allocatePages } from '../engine/bounce.ts';
 import { loadLibc } from '../engine/libc.ts';
 import { BLOCK_SECTOR_COUNT, MAX_BLOCK_COUNT } from './bounds.ts';
@@ -27,7 +29,9 @@ interface Slot {
 function allocate(): Uint8Array {
   const byteLength = BLOCK_SECTOR_COUNT * SECTOR_SIZE;
   const { libc } = loadLibc();
-  return libc === null ? new Uint8Array(byteLength) : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
+  return libc === null
+    ? ownMemory(new Uint8Array(byteLength))
+    : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
 }
 
 export class SourceReader {

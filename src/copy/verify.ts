@@ -1,10 +1,12 @@
 // Reading back what was written, from the medium where that can be had, and comparing it with the source.
+
 import { closeSync, openSync } from 'node:fs';
 import type { BlockDevice } from '../block/block-device.ts';
 import { DmError } from '../block/errors.ts';
 import { rawName } from '../block/file-name.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import { DeviceRegistry } from '../devices/index.ts';
+import { ownMemory } from '../engine/address.ts';
 import { dropFromPageCache } from '../engine/advice.ts';
 import { allocatePages } from '../engine/bounce.ts';
 import { loadLibc } from '../engine/libc.ts';
@@ -66,7 +68,9 @@ export function dropCache(path: string): boolean {
 function allocate(): Uint8Array {
   const byteLength = BLOCK_SECTOR_COUNT * SECTOR_SIZE;
   const { libc } = loadLibc();
-  return libc === null ? new Uint8Array(byteLength) : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
+  return libc === null
+    ? ownMemory(new Uint8Array(byteLength))
+    : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
 }
 
 /** Sectors of `a` and `b` that differ, from `start` on. */

@@ -3,6 +3,7 @@ import {
   type Bio,
   copyFromMemory,
   copyToMemory,
+  hasMemory,
   REQ_FUA,
   REQ_NOFALLBACK,
   REQ_NOUNMAP,
@@ -20,7 +21,7 @@ import { DmError } from '../block/errors.ts';
 import { defaultLimits, type QueueLimits } from '../block/limits.ts';
 import type { Reactor, Transport, TransportSecurity } from '../block/reactor.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { pinMemory } from '../engine/address.ts';
+import { canHold, ownMemory } from '../engine/address.ts';
 import type { NbdClient } from '../nbd/client/client.ts';
 import type { NbdExportDetails } from '../nbd/client/handshake.ts';
 import {
@@ -280,14 +281,19 @@ export class NbdDevice implements BlockDevice {
   /** Data in requests of what lies together in memory; small pieces are copied together. */
   #sendData(work: Work): void {
     const { bio } = work;
+    if (!hasMemory(bio)) {
+      work.note(Errno.EFAULT, bio.sector * SECTOR_SIZE);
+      return;
+    }
     const views: Uint8Array[] = [];
     walkMemory(bio, 0, bio.byteLength, (view) => views.push(view));
     const block = this.limits.logicalBlockSize;
-    const isDirect = views.every((view) => view.byteLength >= MIN_DIRECT_BYTE_LENGTH && view.byteLength % block === 0);
+    const isDirect =
+      views.length === 1 ||
+      views.every((view) => view.byteLength >= MIN_DIRECT_BYTE_LENGTH && view.byteLength % block === 0);
     let at = 0;
-    if (isDirect || views.length === 1) {
+    if (isDirect && views.every(canHold)) {
       for (const view of views) {
-        pinMemory(view.buffer);
         for (let start = 0; start < view.byteLength; start += this.#maxDataByteLength) {
           const piece = view.subarray(start, start + this.#maxDataByteLength);
           this.#sendPiece(work, at, piece, null);
@@ -297,10 +303,14 @@ export class NbdDevice implements BlockDevice {
       return;
     }
     for (; at < bio.byteLength; at += this.#maxDataByteLength) {
-      const piece = new Uint8Array(Math.min(this.#maxDataByteLength, bio.byteLength - at));
+      const piece = ownMemory(new Uint8Array(Math.min(this.#maxDataByteLength, bio.byteLength - at)));
       if (bio.op === REQ_OP_WRITE) copyFromMemory(bio, piece, at);
       const start = at;
-      this.#sendPiece(work, at, piece, bio.op === REQ_OP_READ ? () => copyToMemory(bio, piece, start) : null);
+      const onRead = (): void => {
+        if (hasMemory(bio)) copyToMemory(bio, piece, start);
+        else work.note(Errno.EFAULT, bio.sector * SECTOR_SIZE + start);
+      };
+      this.#sendPiece(work, at, piece, bio.op === REQ_OP_READ ? onRead : null);
     }
   }
 

@@ -8,8 +8,30 @@ import { DmError } from '../block/errors.ts';
 export interface MemoryRegion {
   /** Address of its first byte; 0 until an engine asked for it. */
   address: number;
-  /** It can't be transferred to another thread any more. */
+  /** It was marked, so that it can't be transferred away any more (see {@link PINS_HOLD}). */
   pinned: boolean;
+  /** Code outside dmkit doesn't have its ArrayBuffer: nothing transfers it. */
+  own: boolean;
+}
+
+/**
+ * True where a mark keeps memory from being transferred. Node.js 20 has no ArrayBuffer.prototype.transfer, and from 24 on it
+ * heeds the mark; in between it takes the memory all the same, frees or moves it, and a system call under way would write
+ * to what is another's by then. Nothing else holds it there: V8 has no public way, and node:fs holds the view alone. So
+ * requests that outlast submit() are copied through an engine's own buffers on those versions. A copy is little beside a
+ * call on another thread; most requests end inside submit(), and dmkit's own memory is never copied.
+ */
+export const PINS_HOLD: boolean = doPinsHold();
+
+function doPinsHold(): boolean {
+  const buffer = new ArrayBuffer(1) as ArrayBuffer & { transfer?: () => ArrayBuffer };
+  workerThreads.markAsUntransferable(buffer);
+  try {
+    buffer.transfer?.();
+  } catch {
+    return true;
+  }
+  return buffer.byteLength === 1;
 }
 
 const regions = new WeakMap<ArrayBufferLike, MemoryRegion>();
@@ -60,14 +82,26 @@ export function regionOf(buffer: ArrayBufferLike): MemoryRegion {
   if (isWebAssemblyMemory(buffer)) {
     throw refused("it is WebAssembly's (or marked as untransferable, on Node 20); copy it into a plain Uint8Array");
   }
-  const region: MemoryRegion = { address: 0, pinned: false };
+  const region: MemoryRegion = { address: 0, pinned: false, own: false };
   regions.set(buffer, region);
   return region;
 }
 
 /** Says that `buffer` stays where it is and at its size, though it can't be transferred (memory out of koffi.view). */
 export function trustMemory(buffer: ArrayBufferLike, address = 0): void {
-  regions.set(buffer, { address, pinned: true });
+  regions.set(buffer, { address, pinned: true, own: true });
+}
+
+/** Says that code outside dmkit doesn't have the memory of `view`: it needs no mark and no copy. @returns `view` */
+export function ownMemory<View extends Uint8Array>(view: View): View {
+  regions.set(view.buffer, { address: 0, pinned: true, own: true });
+  return view;
+}
+
+/** Takes {@link ownMemory} back, for memory that goes to a caller. Nothing of dmkit may use it any more. */
+export function giveMemoryAway<View extends Uint8Array>(view: View): View {
+  regions.delete(view.buffer);
+  return view;
 }
 
 /**
@@ -101,13 +135,24 @@ export function rangeIsInside(view: Uint8Array, offset: number, byteLength: numb
 }
 
 /**
- * Keeps `buffer` in this thread for ever: a transfer would take memory away that a call on another thread uses.
+ * Keeps `buffer` in this thread from now on, where {@link PINS_HOLD}: a transfer would take memory away that a call on
+ * another thread uses.
  *
+ * @returns whether it stays even where a mark does not hold
  * @throws DmError as {@link regionOf}
  */
-export function pinMemory(buffer: ArrayBufferLike): void {
+export function pinMemory(buffer: ArrayBufferLike): boolean {
   const region = regionOf(buffer);
-  if (region.pinned) return;
-  if (buffer instanceof ArrayBuffer) workerThreads.markAsUntransferable(buffer);
+  if (!region.pinned && buffer instanceof ArrayBuffer) workerThreads.markAsUntransferable(buffer);
   region.pinned = true;
+  return region.own || !(buffer instanceof ArrayBuffer);
+}
+
+/** As {@link pinMemory}: whether `view` may be used until a later turn. False where it has to be copied. */
+export function canHold(view: Uint8Array): boolean {
+  try {
+    return pinMemory(view.buffer) || PINS_HOLD;
+  } catch {
+    return false;
+  }
 }

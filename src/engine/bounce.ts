@@ -1,6 +1,8 @@
 // O_DIRECT takes memory at addresses that the device can reach, and JavaScript's is anywhere: what does not fit goes
-// through a buffer that does. Copies cost, so they are counted.
+// through a buffer that does; so does memory that could be taken away under a call. Copies cost, so they are counted.
 import { BOUNCE_BUFFER_BYTE_LENGTH, MAX_BOUNCE_BUFFER_COUNT } from '../block/bounds.ts';
+
+import { ownMemory } from './address.ts';
 
 export const PAGE_BYTE_LENGTH = 4096;
 
@@ -16,7 +18,7 @@ export interface DirectIo {
 export function allocatePages(addressOf: (buffer: ArrayBufferLike) => number, byteLength: number): Uint8Array {
   const buffer = new ArrayBuffer(byteLength + PAGE_BYTE_LENGTH);
   const past = addressOf(buffer) % PAGE_BYTE_LENGTH;
-  return new Uint8Array(buffer, past === 0 ? 0 : PAGE_BYTE_LENGTH - past, byteLength);
+  return ownMemory(new Uint8Array(buffer, past === 0 ? 0 : PAGE_BYTE_LENGTH - past, byteLength));
 }
 
 /** A fixed number of page-aligned buffers. Its memory is touched only where it is used. */

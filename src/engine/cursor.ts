@@ -74,6 +74,8 @@ export class MemoryCursor {
   leftByteLength = 0;
   /** Bytes in the chunk that fillIovec() or views() gave last. */
   chunkByteLength = 0;
+  /** All memory that {@link check} pinned last stays where it is, also where a mark does not hold. */
+  isKept = false;
   readonly #bounds: TransferBounds;
   #vecs: readonly BioVec[] = [];
   #index = 0;
@@ -179,16 +181,19 @@ export class MemoryCursor {
     return this.#bounds.maxTransferByteLength % blockByteLength === 0;
   }
 
-  /** Copies the next bytes into `target`, which may be longer than what is left. @returns how many */
+  /** Copies the next bytes into `target`, which may be longer than what is left. @returns how many; 0: memory has gone */
   copyTo(target: Uint8Array): number {
     return this.#copy(Math.min(target.byteLength, this.leftByteLength), (piece, done) => target.set(piece, done));
   }
 
-  /** Copies `source` over the next bytes. */
-  copyFrom(source: Uint8Array): void {
-    this.#copy(source.byteLength, (piece, done) => piece.set(source.subarray(done, done + piece.byteLength)));
+  /** Copies `source` over the next bytes. @returns false for memory that has gone */
+  copyFrom(source: Uint8Array): boolean {
+    return (
+      this.#copy(source.byteLength, (piece, done) => piece.set(source.subarray(done, done + piece.byteLength))) > 0
+    );
   }
 
+  /** @returns 0 where a piece has been transferred away */
   #copy(byteLength: number, copyPiece: (piece: Uint8Array, done: number) => void): number {
     let offset = this.#offset;
     let done = 0;
@@ -197,6 +202,7 @@ export class MemoryCursor {
       const length = Math.min(byteLength - done, vec.byteLength - offset);
       if (length <= 0) continue;
       const start = vec.offset + offset;
+      if (!rangeIsInside(vec.page, start, length)) return 0;
       copyPiece(vec.page.subarray(start, start + length), done);
       done += length;
     }
@@ -230,6 +236,7 @@ export class MemoryCursor {
   check(pinned: boolean): boolean {
     let left = this.leftByteLength;
     let offset = this.#offset;
+    this.isKept = pinned;
     for (let index = this.#index; left > 0; index++, offset = 0) {
       const vec = this.#vecs[index];
       if (vec === undefined) return false;
@@ -237,7 +244,7 @@ export class MemoryCursor {
       if (length <= 0) continue;
       if (!rangeIsInside(vec.page, vec.offset + offset, length)) return false;
       try {
-        if (pinned) pinMemory(vec.page.buffer);
+        if (pinned) this.isKept = pinMemory(vec.page.buffer) && this.isKept;
         else regionOf(vec.page.buffer);
       } catch {
         return false;

@@ -72,7 +72,7 @@ export interface EngineSetOptions {
 
 /** What an engine set has done beside moving bytes. */
 export interface EngineCounters {
-  /** Requests whose memory O_DIRECT could not take, and the bytes that were copied for them. */
+  /** Requests whose memory O_DIRECT could not take, or that could not be kept, and the bytes that were copied for them. */
   readonly bouncedRequestCount: number;
   readonly bouncedByteLength: number;
   /** Null where no request has used the ring. */

@@ -17,7 +17,8 @@ import { MAX_OFFLOADED_CALL_COUNT, MAX_POOLED_OBJECT_COUNT } from '../block/boun
 import { Errno, errnoMessage, errnoName } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
-import { type BounceBuffers, type DirectIo, PAGE_BYTE_LENGTH } from './bounce.ts';
+import { PINS_HOLD } from './address.ts';
+import { BounceBuffers, type DirectIo, PAGE_BYTE_LENGTH } from './bounce.ts';
 import { blockingCalls, type FileCalls, threadCalls } from './calls.ts';
 import { MemoryCursor, SYSTEM_TRANSFER_BOUNDS, type TransferBounds } from './cursor.ts';
 import { type Engine, type EngineCapabilities, EngineFile, type EngineKind, type FileKind } from './engine.ts';
@@ -30,6 +31,8 @@ export interface ThreadedEngineOptions {
   maxOffloadedCallCount?: number;
   threadCalls?: FileCalls;
   blockingCalls?: FileCalls;
+  /** Memory can be kept from being transferred (see address.ts). */
+  pinsHold?: boolean;
 }
 
 /** From here on a byte position may not be exact as a number (2^43 sectors leave room for any transfer below 2^53). */
@@ -135,6 +138,7 @@ export abstract class ThreadedEngine implements Engine {
   readonly #maxOffloadedCallCount: number;
   readonly #threadCalls: FileCalls;
   readonly #blockingCalls: FileCalls;
+  readonly #pinsHold: boolean;
   readonly #waiting = new RequestQueue();
   readonly #pool: FileRequest[] = [];
   readonly #onReturn = (request: FileRequest): void => {
@@ -152,6 +156,7 @@ export abstract class ThreadedEngine implements Engine {
     this.#maxOffloadedCallCount = options.maxOffloadedCallCount ?? MAX_OFFLOADED_CALL_COUNT;
     this.#threadCalls = options.threadCalls ?? threadCalls;
     this.#blockingCalls = options.blockingCalls ?? blockingCalls;
+    this.#pinsHold = options.pinsHold ?? PINS_HOLD;
   }
 
   /** Requests that occupy a thread now. */
@@ -159,7 +164,7 @@ export abstract class ThreadedEngine implements Engine {
     return this.#offloadedCount;
   }
 
-  /** Requests whose memory O_DIRECT could not take, and the bytes that were copied for them. */
+  /** Requests whose memory O_DIRECT could not take, or that could not be kept, and the bytes that were copied for them. */
   get bounced(): { readonly requestCount: number; readonly byteLength: number } {
     return { requestCount: this.#bouncedRequestCount, byteLength: this.#bouncedByteLength };
   }
@@ -241,8 +246,9 @@ export abstract class ThreadedEngine implements Engine {
     return false;
   }
 
-  protected makeBounceBuffers(): BounceBuffers | null {
-    return null;
+  /** Without O_DIRECT any address will do. */
+  protected makeBounceBuffers(): BounceBuffers {
+    return new BounceBuffers(() => 0);
   }
 
   /** Zeroes to write, at an address that O_DIRECT takes where the engine knows addresses. */
@@ -268,9 +274,12 @@ export abstract class ThreadedEngine implements Engine {
       }
     }
     request.carrier = request.here ? null : this.carrierOf(request);
-    if (file.directIo === null || !bio.hasData || !this.needsBounce(request) || this.#takeBounce(request)) {
-      this.#go(request);
-    }
+    if (!bio.hasData || !this.#mustBounce(request) || this.#takeBounce(request)) this.#go(request);
+  }
+
+  #mustBounce(request: FileRequest): boolean {
+    if (!request.here && !this.#pinsHold && !request.cursor.isKept) return true;
+    return request.file.directIo !== null && this.needsBounce(request);
   }
 
   #go(request: FileRequest): void {
@@ -282,7 +291,7 @@ export abstract class ThreadedEngine implements Engine {
   /** @returns false when the request has to wait for a buffer: it goes on when it gets one */
   #takeBounce(request: FileRequest): boolean {
     this.#bounceBuffers ??= this.makeBounceBuffers();
-    const buffers = this.#bounceBuffers!;
+    const buffers = this.#bounceBuffers;
     this.#bouncedRequestCount++;
     request.bounce = this.blocking ? buffers.synchronous : buffers.take();
     if (request.bounce === null) this.#waitingForBounce.push(request);
@@ -353,9 +362,7 @@ export abstract class ThreadedEngine implements Engine {
     const isFar = request.bio.sector >= FAR_SECTOR;
     switch (request.step) {
       case STEP_TRANSFER:
-        if (carrier !== null) carrier.transfer(request, this.#fillBounce(request));
-        else if (isFar) this.issueFarTransfer(request);
-        else this.#issueTransfer(request);
+        this.#issueData(request, isFar);
         break;
       case STEP_SPECIAL:
         this.issueSpecial(request);
@@ -376,22 +383,35 @@ export abstract class ThreadedEngine implements Engine {
     return request.here || this.blocking ? this.#blockingCalls : this.#threadCalls;
   }
 
-  #issueTransfer(request: FileRequest): void {
+  #issueData(request: FileRequest, isFar: boolean): void {
+    const { carrier } = request;
+    const bounceByteLength = isFar && carrier === null ? 0 : this.#fillBounce(request);
+    // A write's memory was transferred away while it waited.
+    if (bounceByteLength < 0) request.onCall(Errno.EFAULT, 0);
+    else if (carrier !== null) carrier.transfer(request, bounceByteLength);
+    else if (isFar) this.issueFarTransfer(request);
+    else this.#issueTransfer(request, bounceByteLength);
+  }
+
+  #issueTransfer(request: FileRequest, bounceByteLength: number): void {
     const { bio, file, cursor } = request;
     const position = bio.sector * SECTOR_SIZE + cursor.doneByteLength;
-    const bounceByteLength = this.#fillBounce(request);
     const views = request.bounce === null ? cursor.views() : [request.bounce.subarray(0, bounceByteLength)];
     if (bio.op === REQ_OP_READ) this.#callsOf(request).read(file.fd, views, position, request.onCall);
     else this.#callsOf(request).write(file.fd, views, position, request.onCall);
   }
 
-  /** Puts the next bytes of a write into the request's buffer. @returns the bytes of it to move; 0 without a buffer */
+  /**
+   * Puts the next bytes of a write into the request's buffer.
+   *
+   * @returns the bytes of it to move; 0 without a buffer, -1 for memory that has gone
+   */
   #fillBounce(request: FileRequest): number {
     const { bio, bounce, cursor } = request;
     if (bounce === null) return 0;
     const byteLength = Math.min(bounce.byteLength, cursor.leftByteLength);
     this.#bouncedByteLength += byteLength;
-    return bio.op === REQ_OP_WRITE ? cursor.copyTo(bounce.subarray(0, byteLength)) : byteLength;
+    return bio.op === REQ_OP_WRITE ? cursor.copyTo(bounce.subarray(0, byteLength)) || -1 : byteLength;
   }
 
   #issueZeroes(request: FileRequest): void {
@@ -435,7 +455,10 @@ export abstract class ThreadedEngine implements Engine {
     if (request.errno !== 0) return this.#finish(request, request.errno, firstSector);
     // A read that gives nothing is past the end of the file: it was cut under the device. Asking again would go on for ever.
     if (request.result === 0) return this.#finish(request, Errno.EIO, firstSector);
-    if (request.bounce !== null && bio.op === REQ_OP_READ) cursor.copyFrom(request.bounce.subarray(0, request.result));
+    const { bounce } = request;
+    if (bounce !== null && bio.op === REQ_OP_READ && !cursor.copyFrom(bounce.subarray(0, request.result))) {
+      return this.#finish(request, Errno.EFAULT, firstSector);
+    }
     cursor.advance(request.result);
     if (cursor.leftByteLength === 0) return this.#afterTransfer(request);
     // O_DIRECT can't go on inside a block: that is where the file ends.

@@ -1,6 +1,8 @@
 // The pages a client sets aside: one slab, its pages handed out by number. A job's pages are mostly neighbours and then
 // make one piece of memory; where they are not they make several.
+
 import type { BioVec } from '../block/bio.ts';
+import { ownMemory } from '../engine/address.ts';
 import { allocatePages, PAGE_BYTE_LENGTH } from '../engine/bounce.ts';
 import { loadLibc } from '../engine/libc.ts';
 
@@ -61,7 +63,9 @@ export class PageSlab {
       const byteLength = this.pageCount * PAGE_BYTE_LENGTH;
       const { libc } = loadLibc();
       this.#memory =
-        libc === null ? new Uint8Array(byteLength) : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
+        libc === null
+          ? ownMemory(new Uint8Array(byteLength))
+          : allocatePages((buffer) => libc.addressOf(buffer), byteLength);
     }
     return this.#memory;
   }

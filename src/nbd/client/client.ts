@@ -5,6 +5,7 @@ import { EXTENT_DATA } from '../../block/block-device.ts';
 import { Errno, errnoName } from '../../block/errno.ts';
 import { DmError } from '../../block/errors.ts';
 import type { Reactor, Timer, Transport, TransportHandler, TransportSecurity } from '../../block/reactor.ts';
+import { canHold, ownMemory } from '../../engine/address.ts';
 import {
   CMD_BLOCK_STATUS,
   CMD_CACHE,
@@ -270,7 +271,8 @@ export class NbdClient implements TransportHandler {
     request.flags = flags;
     request.offset = offset;
     request.byteLength = byteLength;
-    request.data = data;
+    // What waits for the socket must not be transferred away: it would send memory that is another's by then.
+    request.data = command === CMD_WRITE && byteLength > 0 && !canHold(data) ? ownMemory(data.slice()) : data;
     request.done = done;
     this.#waiting.push(request);
     this.#wake();

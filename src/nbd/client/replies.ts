@@ -168,12 +168,20 @@ export class ReplyReader {
   #onHole(request: PendingRequest, offset: number, byteLength: number): void {
     request.addPiece(offset, byteLength);
     const start = offset - request.offset;
-    request.data.fill(0, start, start + byteLength);
+    if (this.#hasMemory(request)) request.data.fill(0, start, start + byteLength);
+  }
+
+  /** False for a READ whose memory was transferred away meanwhile: it fails, and its data is dropped. */
+  #hasMemory(request: PendingRequest): boolean {
+    if (request.data.byteLength === request.byteLength) return true;
+    request.fail(Errno.EFAULT, -1);
+    return false;
   }
 
   #takeData(chunk: Uint8Array, offset: number): number {
     const count = Math.min(this.#dataLeft, chunk.byteLength - offset);
-    this.#request!.data.set(chunk.subarray(offset, offset + count), this.#dataAt);
+    const request = this.#request!;
+    if (this.#hasMemory(request)) request.data.set(chunk.subarray(offset, offset + count), this.#dataAt);
     this.#dataAt += count;
     this.#dataLeft -= count;
     if (this.#dataLeft === 0) this.#endChunk();

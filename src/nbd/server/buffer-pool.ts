@@ -1,5 +1,6 @@
 // The memory of requests and replies: buffers in sizes of powers of two, used again, and counted twice: for the server
 // and, by each connection's account, for that connection.
+import { ownMemory } from '../../engine/address.ts';
 import { MAX_FREE_BYTE_LENGTH } from './bounds.ts';
 
 /** Added to each power of two, so that the data of a request and its reply header fit together. */
@@ -20,7 +21,7 @@ function shiftFor(byteLength: number): number {
 }
 
 function makeBuffer(byteLength: number): PooledBuffer {
-  const bytes = Buffer.allocUnsafeSlow(byteLength);
+  const bytes = ownMemory(Buffer.allocUnsafeSlow(byteLength));
   return { bytes, view: new DataView(bytes.buffer, bytes.byteOffset, byteLength), regionCount: 0, used: 0 };
 }
 

@@ -1,5 +1,7 @@
 // Memory for copies of chunks: so many buffers and no more; who finds none waits in line.
+
 import { COPY_OUT_BUFFER_BYTE_LENGTH, MAX_COPY_OUT_BYTE_LENGTH } from '../../block/bounds.ts';
+import { ownMemory } from '../../engine/address.ts';
 
 /** Kept for reuse; the rest goes back to the garbage collector. */
 const MAX_KEPT_BYTE_LENGTH = 1 << 20;
@@ -27,7 +29,7 @@ export class CopyBuffers {
       return;
     }
     this.#takenCount++;
-    use(this.#free.pop() ?? Buffer.allocUnsafeSlow(this.byteLength));
+    use(this.#free.pop() ?? ownMemory(Buffer.allocUnsafeSlow(this.byteLength)));
   }
 
   give(buffer: Uint8Array): void {
