@@ -1,6 +1,6 @@
 // dmkit copy: one source to many destinations; what became of each, in the last lines and in the exit code.
 import { constants } from 'node:os';
-import { Errno } from '../block/errno.ts';
+import { Errno, errnoMessage } from '../block/errno.ts';
 import { DmError } from '../block/errors.ts';
 import { MAX_TOLD_RANGE_COUNT } from '../copy/bounds.ts';
 import { Copy, type CopyOptions, type RefusedDestination } from '../copy/copy.ts';
@@ -170,18 +170,18 @@ function rangeText(start: number, end: number): string {
 function failuresOf(
   copy: Copy,
   destination: Destination,
-): { where: string; sector: number; sectorCount: number; reason: string }[] {
-  const own = destination.failures.map(({ start, end, reason }) => {
-    const isRead = reason.startsWith('read');
-    const first = isRead ? (copy.source?.sector ?? 0) : destination.region.sector;
-    const where = isRead ? (copy.source?.label ?? '') : destination.region.label;
-    return { where, sector: first + start, sectorCount: end - start, reason };
+): { where: string; sector: number; sectorCount: number; reason: string; code: string | null }[] {
+  const own = destination.failures.map(({ start, end, side, cause }) => {
+    const { sector, label } = side === 'read' ? copy.source! : destination.region;
+    const reason = `${side}: ${errnoMessage(cause.errno)}`;
+    return { where: label, sector: sector + start, sectorCount: end - start, reason, code: cause.code };
   });
   const differing = destination.differing.map(({ start, end }) => ({
     where: destination.region.label,
     sector: destination.region.sector + start,
     sectorCount: end - start,
     reason: 'verify: does not hold what was written',
+    code: null,
   }));
   return [...own, ...differing].sort((a, b) => a.sector - b.sector);
 }

@@ -1,8 +1,10 @@
 // One destination: its own pace, its own failures, its own map.
-import { Errno, errnoMessage } from '../block/errno.ts';
+
+import { Errno } from '../block/errno.ts';
 import { DmError, IoError } from '../block/errors.ts';
 import { SECTOR_SIZE } from '../block/sector.ts';
 import type { DmIoClient } from '../dm-io/index.ts';
+import { ownMemory } from '../engine/address.ts';
 import { BLOCK_SECTOR_COUNT, FILE_PIECE_SECTOR_COUNT, MAX_DEAD_BLOCK_COUNT } from './bounds.ts';
 import type { FileCopier } from './files.ts';
 import { narrow } from './narrow.ts';
@@ -24,7 +26,7 @@ const DEADLY: readonly number[] = [
   Errno.EBADF,
 ];
 
-const ZEROES = new Uint8Array(BLOCK_SECTOR_COUNT * SECTOR_SIZE);
+const ZEROES = ownMemory(new Uint8Array(BLOCK_SECTOR_COUNT * SECTOR_SIZE));
 
 export interface DestinationSetup {
   readonly region: CopyRegion;
@@ -48,9 +50,15 @@ export interface DestinationSetup {
   readonly filePieceCount: number;
 }
 
+/** Sectors that are not done, and the error that kept them. */
 export interface FailedSectors extends Range {
-  reason: string;
+  readonly side: Side;
+  /** Of a range that was joined from several: the first one's. */
+  readonly cause: IoError;
 }
+
+/** The source or this destination. */
+export type Side = 'read' | 'write';
 
 export class Destination {
   readonly region: CopyRegion;
@@ -179,7 +187,7 @@ export class Destination {
       this.handledSectorCount += end - start;
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
-      this.#fail(start, end, FAILED, `read: ${describe(error)}`);
+      this.#fail(start, end, FAILED, 'read', error);
       this.#readFailure ??= error;
     }
   }
@@ -188,7 +196,7 @@ export class Destination {
     let at = start;
     for (const bad of block.failed) {
       await this.#writeRange(block, at, bad.start);
-      this.#fail(bad.start, bad.end, BAD, `read: ${describe(bad.cause)}`);
+      this.#fail(bad.start, bad.end, BAD, 'read', bad.cause);
       at = bad.end;
     }
     await this.#writeRange(block, at, end);
@@ -220,7 +228,7 @@ export class Destination {
     let at = start;
     for (const bad of failed) {
       if (bad.start > at) this.#unflushed.push({ start: at, end: bad.start });
-      this.#fail(bad.start, bad.end, BAD, `write: ${describe(bad.cause)}`);
+      this.#fail(bad.start, bad.end, BAD, 'write', bad.cause);
       at = bad.end;
       if (DEADLY.includes(bad.cause.errno)) this.giveUp(bad.cause);
     }
@@ -231,15 +239,16 @@ export class Destination {
   }
 
   #failAndGiveUp(start: number, end: number, cause: IoError): void {
-    this.#fail(start, end, FAILED, `write: ${describe(cause)}`);
+    this.#fail(start, end, FAILED, 'write', cause);
     this.giveUp(cause);
   }
 
-  #fail(start: number, end: number, status: Status, reason: string): void {
+  #fail(start: number, end: number, status: Status, side: Side, cause: IoError): void {
     this.map.set(start, end, status);
     const last = this.failures.at(-1);
-    if (last !== undefined && last.end === start && last.reason === reason) last.end = end;
-    else this.failures.push({ start, end, reason });
+    const isAlike = last !== undefined && last.side === side && last.cause.errno === cause.errno;
+    if (isAlike && last.end === start) last.end = end;
+    else this.failures.push({ start, end, side, cause });
   }
 
   // The last bytes
@@ -251,7 +260,7 @@ export class Destination {
       data = await bytes();
     } catch (error) {
       if (!(error instanceof DmError)) throw error;
-      this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, `read: ${errnoMessage(error.errno)}`);
+      this.#failTail({ start, end }, 'read', error);
       if (!this.#setup.keepGoing) this.#readFailure ??= error;
       return;
     }
@@ -261,9 +270,16 @@ export class Destination {
       this.#unflushed.push({ start, end });
     } catch (error) {
       if (!(error instanceof DmError)) throw error;
-      this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, `write: ${errnoMessage(error.errno)}`);
+      this.#failTail({ start, end }, 'write', error);
       if (!this.#setup.keepGoing || DEADLY.includes(error.errno)) this.giveUp(error);
     }
+  }
+
+  /** Calls on bytes name no sector in their errors: it is the one that the tail begins. */
+  #failTail({ start, end }: Range, side: Side, error: DmError): void {
+    const { label, sector } = side === 'read' ? this.#setup.reader!.source : this.region;
+    const cause = error instanceof IoError ? error : new IoError(error.errno, side, label, sector + start);
+    this.#fail(start, end, this.#setup.keepGoing ? BAD : FAILED, side, cause);
   }
 
   // Zeroes
@@ -330,8 +346,4 @@ async function inParallel<Item>(
 
 function sectorsOf(block: Block, start: number, end: number): Uint8Array {
   return block.data.subarray((start - block.start) * SECTOR_SIZE, (end - block.start) * SECTOR_SIZE);
-}
-
-function describe(cause: IoError): string {
-  return errnoMessage(cause.errno);
 }

@@ -3,7 +3,7 @@ import { closeSync, existsSync, openSync, readFileSync, truncateSync, writeFileS
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it, onTestFinished, vi } from 'vitest';
-import { REQ_OP_WRITE_ZEROES } from '../../src/block/bio.ts';
+import { REQ_OP_READ, REQ_OP_WRITE_ZEROES } from '../../src/block/bio.ts';
 import { FILE_PIECE_SECTOR_COUNT, MAX_BLOCK_COUNT } from '../../src/copy/bounds.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
 import { FileCopier } from '../../src/copy/files.ts';
@@ -153,6 +153,37 @@ describe('failures', () => {
     expect(copy.destinations[0]!.map.count(DONE)).toBe(8 * MIB - 2);
     const rescue = await copied(dm, 'reading', ['good'], { keepGoing: true });
     expect(failuresOf(rescue)).toEqual(['100-102 read: Input/output error', '9000-9000 read: Input/output error']);
+  });
+
+  it('keep the error that the device gave: side, errno, device and sector', async () => {
+    const reading = failing('reading', 8 * MIB, 'read', [[100, 1]]);
+    const bad = failing('bad', 8 * MIB, 'write', [[5000, 1]]);
+    const copy = await copied(mapperWith([reading, bad]), 'reading', ['bad'], { keepGoing: true });
+    const failures = copy.destinations[0]!.failures.map(({ start, end, side, cause }) => ({
+      range: [start, end],
+      side,
+      cause: [cause.code, cause.operation, cause.device, cause.sector],
+    }));
+    expect(failures.sort((a, b) => a.range[0]! - b.range[0]!)).toEqual([
+      { range: [100, 101], side: 'read', cause: ['EIO', 'read', 'reading', 100] },
+      { range: [5000, 5001], side: 'write', cause: ['EIO', 'write', 'bad', 5000] },
+    ]);
+  });
+
+  it('take four reads for one bad sector of 2,048, two of which meet it', async () => {
+    const source = failing('source', 2048, 'read', [[1000, 1]]);
+    const requests: { sector: number; sectorCount: number }[] = [];
+    const submit = source.submit.bind(source);
+    source.submit = (bio) => {
+      if (bio.op === REQ_OP_READ) requests.push({ sector: bio.sector, sectorCount: bio.sectorCount });
+      submit(bio);
+    };
+    const copy = await copied(mapperWith([source, new MemoryDevice('dest', 2048)]), 'source', ['dest'], {
+      keepGoing: true,
+    });
+    expect(failuresOf(copy)).toEqual(['1000-1000 read: Input/output error']);
+    const meeting = requests.filter(({ sector, sectorCount }) => sector <= 1000 && sector + sectorCount > 1000);
+    expect([requests.length, meeting.length]).toEqual([4, 2]);
   });
 
   it('never write what could not be read', async () => {

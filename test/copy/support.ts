@@ -2,6 +2,7 @@
 import { onTestFinished } from 'vitest';
 import { DeviceMapper } from '../../src/api/device-mapper.ts';
 import type { BlockDevice } from '../../src/block/block-device.ts';
+import { errnoMessage } from '../../src/block/errno.ts';
 import { Copy, type CopyOptions } from '../../src/copy/copy.ts';
 
 /** A device mapper in which `devices` can be named. */
@@ -31,5 +32,5 @@ export async function copied(
 /** What failed at a destination, to read: `100-107 write: Input/output error`. */
 export function failuresOf(copy: Copy, index = 0): string[] {
   const failures = [...copy.destinations[index]!.failures].sort((a, b) => a.start - b.start);
-  return failures.map(({ start, end, reason }) => `${start}-${end - 1} ${reason}`);
+  return failures.map(({ start, end, side, cause }) => `${start}-${end - 1} ${side}: ${errnoMessage(cause.errno)}`);
 }
