@@ -13,6 +13,7 @@ import {
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { dmkit, serve } from '../support/cli.ts';
+import { dmkitHere } from '../support/in-process.ts';
 import { describePeer, peer, run, start } from '../support/peers.ts';
 import type { RunResult } from '../support/process.ts';
 import { makeImage, randomBytes, tempDir } from '../support/tmp.ts';
@@ -36,7 +37,8 @@ interface Home {
 function home(): Home {
   const folder = tempDir('copy');
   const env = { DMKIT_DIR: join(folder, 'd') };
-  const call = (args: string[]): Promise<RunResult> => dmkit(args, { env, cwd: folder, timeoutSeconds: COPY_SECONDS });
+  const call = (args: string[]): Promise<RunResult> =>
+    dmkitHere(args, { env, cwd: folder, timeoutSeconds: COPY_SECONDS });
   onTestFinished(async () => void (await call(['shutdown', '--force'])));
   const done = async (...args: string[]): Promise<string> => {
     const { code, stdout, stderr } = await call(args);

@@ -4,6 +4,7 @@ import { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'no
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { dmkit, serve } from '../support/cli.ts';
+import { dmkitHere } from '../support/in-process.ts';
 import { describePeer, peer, run, type Started, start } from '../support/peers.ts';
 import { makeImage, randomBytes, sha256, tempDir } from '../support/tmp.ts';
 
@@ -185,9 +186,9 @@ describePeer(['qemu-nbd', 'nbdinfo', 'qemu-io', 'nbdcopy'], 'qemu-nbd below', ()
 describePeer(['nbdkit'], 'the daemon and dmkit exec', () => {
   function home(folder: string) {
     const env = { DMKIT_DIR: join(folder, 'd'), LC_ALL: 'C', DMKIT_RECONNECT: '1' };
-    onTestFinished(async () => void (await dmkit(['shutdown', '--force'], { env })));
+    onTestFinished(async () => void (await dmkitHere(['shutdown', '--force'], { env })));
     return (args: string[], input?: Uint8Array) =>
-      dmkit(args, { env, cwd: folder, ...(input === undefined ? {} : { input }) });
+      dmkitHere(args, { env, cwd: folder, ...(input === undefined ? {} : { input }) });
   }
 
   test('create, table, deps, ls, reload; the server dies, is given up, comes back and is loaded again', async () => {
@@ -265,17 +266,17 @@ describe('a URI', () => {
     makeImage(join(home, 'a.img'), 64);
     await serve(['d', '--table', '0 64 linear a.img 0', '--nbd', 'unix:s.sock'], { cwd: home });
     const env = { DMKIT_DIR: join(folder, 'd') };
-    onTestFinished(async () => void (await dmkit(['shutdown', '--force'], { env })));
-    const created = await dmkit(['create', 'x', '--table', '0 64 linear nbd+unix:///d?socket=s.sock 0'], {
+    onTestFinished(async () => void (await dmkitHere(['shutdown', '--force'], { env })));
+    const created = await dmkitHere(['create', 'x', '--table', '0 64 linear nbd+unix:///d?socket=s.sock 0'], {
       env,
       cwd: home,
     });
     expect([created.code, created.stderr]).toEqual([0, '']);
-    const { stdout } = await dmkit(['table', 'x'], { env });
+    const { stdout } = await dmkitHere(['table', 'x'], { env });
     expect(stdout).toBe(`0 64 linear nbd+unix:///d?socket=${home.replace(' ', '%20')}/s.sock 0\n`);
-    expect((await dmkit(['create', 'y', '--table', stdout], { env })).code).toBe(0);
+    expect((await dmkitHere(['create', 'y', '--table', stdout], { env })).code).toBe(0);
     const escaped = `0 64 linear nbd+unix:///d?socket=${home.replace(' ', '\\ ')}/s.sock 0`;
-    expect((await dmkit(['create', 'z', '--table', escaped], { env })).code).toBe(0);
-    expect((await dmkit(['table', 'z'], { env })).stdout).toBe(stdout);
+    expect((await dmkitHere(['create', 'z', '--table', escaped], { env })).code).toBe(0);
+    expect((await dmkitHere(['table', 'z'], { env })).stdout).toBe(stdout);
   });
 });
