@@ -1,6 +1,5 @@
 // An origin and three snapshots on image files, with each engine, against arrays of bytes: in this process with a look at
 // everything after each batch, and in one that is killed at random moments, often in the middle of a merge.
-import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -13,6 +12,7 @@ import { tempDir } from '../support/tmp.ts';
 // @ts-expect-error: plain JavaScript, shared with the process that is killed
 import * as plans from './engine-plan.mjs';
 import { EngineWorld } from './engine-world.ts';
+import { afterKill, killedAtLine } from './kill-child.ts';
 
 const { SECTOR_COUNT, STORE_SECTOR_COUNT, ORIGIN } = plans as {
   SECTOR_COUNT: number;
@@ -96,37 +96,6 @@ function makeImages(lines: readonly Line[]): string {
   return folder;
 }
 
-/** Runs the writer and kills it some time after it has begun. @returns what it said */
-async function killedAfter(milliseconds: number, folder: string, seed: number, engine: string): Promise<string> {
-  const path = join(folder, 'log');
-  const log = openSync(path, 'w');
-  const args = [writer, folder, String(seed), engine];
-  const child = spawn(process.execPath, args, { stdio: ['ignore', log, 'inherit'] });
-  const exited = new Promise((resolve) => child.once('exit', resolve));
-  const start = performance.now();
-  while (!readFileSync(path, 'utf8').includes('begin') && performance.now() < start + 150_000) {
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-  await new Promise((resolve) => setTimeout(resolve, milliseconds));
-  child.kill('SIGKILL');
-  await exited;
-  closeSync(log);
-  return readFileSync(path, 'utf8');
-}
-
-/** The kernel takes its time to give back what a ring of a killed process held, its locks included. */
-async function afterKill(open: () => Promise<Disk>): Promise<Disk> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await open();
-    } catch (error) {
-      const { message = '' } = ((error as Error).cause ?? {}) as { message?: string };
-      if (attempt === 100 || !message.includes('held by a process that can not be seen')) throw error;
-    }
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
-
 /** Opens what a killed process left: a merge that may have begun is gone on with, under the others' eyes. */
 async function checkLeft(folder: string, plan: Plan, model: Model): Promise<void> {
   const world = new EngineWorld('direct', folder);
@@ -148,44 +117,36 @@ async function checkLeft(folder: string, plan: Plan, model: Model): Promise<void
 }
 
 describe.each(ENGINES)('with the %s engine', (engine) => {
-  test(
-    'every device holds what was written to it, and nothing of the others',
-    async () => {
-      printSeedOnFailure();
-      for (let round = 0; round < runs(4); round++) {
-        const plan: Plan = plans.planOf(mixSeed(runSeed, round, 5), 40, round % 2 === 0);
-        const model = new Model(plan.lines);
-        const world = new EngineWorld(engine, makeImages(plan.lines));
-        await plans.runPlan(world, plan, async (what: string, number: number, disks: Map<string, Disk>) => {
-          if (what === 'begin') return;
-          model.apply(plan.batches[number]!, true);
-          await model.checkAll(disks);
-        });
-        await world.close();
-      }
-    },
-    runs(120_000),
-  );
+  test('every device holds what was written to it, and nothing of the others', async () => {
+    printSeedOnFailure();
+    for (let round = 0; round < runs(4); round++) {
+      const plan: Plan = plans.planOf(mixSeed(runSeed, round, 5), 40, round % 2 === 0);
+      const model = new Model(plan.lines);
+      const world = new EngineWorld(engine, makeImages(plan.lines));
+      await plans.runPlan(world, plan, async (what: string, number: number, disks: Map<string, Disk>) => {
+        if (what === 'begin') return;
+        model.apply(plan.batches[number]!, true);
+        await model.checkAll(disks);
+      });
+      await world.close();
+    }
+  });
 
-  test(
-    'what had ended is there after a SIGKILL, in the middle of a merge too',
-    async () => {
-      printSeedOnFailure();
-      let endedCount = 0;
-      for (let round = 0; round < runs(10); round++) {
-        const seed = mixSeed(runSeed, round, 6);
-        const plan: Plan = plans.planOf(seed, 300, true);
-        const folder = makeImages(plan.lines);
-        const log = await killedAfter(randomFromSeed(seed)() * 150, folder, seed, engine);
-        const numbers = (word: string) => log.match(new RegExp(`^${word} `, 'gm'))?.length ?? 0;
-        const model = new Model(plan.lines);
-        for (const batch of plan.batches.slice(0, numbers('end'))) model.apply(batch, true);
-        if (numbers('begin') > numbers('end')) model.apply(plan.batches[numbers('end')]!, false);
-        endedCount += numbers('end');
-        await checkLeft(folder, plan, model);
-      }
-      expect(endedCount).toBeGreaterThan(0);
-    },
-    runs(240_000),
-  );
+  test('what had ended is there after a SIGKILL, in the middle of a merge too', async () => {
+    printSeedOnFailure();
+    let endedCount = 0;
+    for (let round = 0; round < runs(10); round++) {
+      const seed = mixSeed(runSeed, round, 6);
+      const plan: Plan = plans.planOf(seed, 300, true);
+      const folder = makeImages(plan.lines);
+      const log = await killedAtLine([writer, folder, String(seed), engine], folder, randomFromSeed(seed), 150);
+      const numbers = (word: string) => log.match(new RegExp(`^${word} `, 'gm'))?.length ?? 0;
+      const model = new Model(plan.lines);
+      for (const batch of plan.batches.slice(0, numbers('end'))) model.apply(batch, true);
+      if (numbers('begin') > numbers('end')) model.apply(plan.batches[numbers('end')]!, false);
+      endedCount += numbers('end');
+      await checkLeft(folder, plan, model);
+    }
+    expect(endedCount).toBeGreaterThan(0);
+  });
 });
