@@ -1,12 +1,10 @@
 // Standard output that is full, or whose reader has gone: exit codes tell of the work, and nothing prints a stack trace.
 import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, test, vi } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { home, main } from '../support/home.ts';
 import { run, start } from '../support/process.ts';
 import { makeImage, tempDir } from '../support/tmp.ts';
-
-vi.setConfig({ testTimeout: 120_000 });
 
 const FULL = 'dmkit: standard output: No space left on device\n';
 const DEVICE = '--table "0 128 linear a.img 0"';

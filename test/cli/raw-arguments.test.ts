@@ -1,11 +1,9 @@
 // File names that are not UTF-8: every command takes them, and what it prints leads back to them.
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { expect, test, vi } from 'vitest';
+import { expect, test } from 'vitest';
 import { home } from '../support/home.ts';
 import { find } from '../support/peers.ts';
-
-vi.setConfig({ testTimeout: 600_000 });
 
 const NAME = Buffer.from('caf\xe9 \xff\xc3#.img', 'latin1');
 const SET_NAME = 'name=$(printf "caf\\351 \\377\\303#.img"); word=$(printf "caf\\351\\\\ \\377\\303\\\\#.img");';

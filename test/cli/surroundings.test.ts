@@ -2,12 +2,10 @@
 // cannot be read, names that would mean something to a shell. Each gets a sentence, and no stack trace.
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { expect, test, vi } from 'vitest';
+import { expect, test } from 'vitest';
 import { home, main } from '../support/home.ts';
 import { run } from '../support/process.ts';
 import { tempDir } from '../support/tmp.ts';
-
-vi.setConfig({ testTimeout: 120_000 });
 
 const STACK = /^ {4}at /m;
 

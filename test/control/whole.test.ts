@@ -102,7 +102,7 @@ describe('a batch', () => {
         { numRuns: runs(15) },
       );
     },
-    runs(60_000),
+    runs(300_000),
   );
 
   test(
@@ -144,7 +144,7 @@ describe('a batch', () => {
       );
       expect(stepCount).toBeGreaterThan(0);
     },
-    runs(60_000),
+    runs(300_000),
   );
 });
 
@@ -210,7 +210,7 @@ describe('a client that goes away', () => {
         }
         expect(counts.before + counts.after).toBeGreaterThan(0);
       },
-      runs(60_000),
+      runs(300_000),
     );
   }
 });

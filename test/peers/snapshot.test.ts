@@ -41,30 +41,19 @@ describePeer(['qemu-io'], 'qemu-io', () => {
 });
 
 describePeer(['fio'], 'fio', () => {
-  test.each(['P 8', 'P 128', 'PO 1 1 lazy_commit'])(
-    'every block verified on %s',
-    async (words) => {
-      const made = overlay(words);
-      const { uris } = await serve(['s', '--table', made.table, ...made.nbd]);
-      const args = [
-        ...[
-          '--name=verify',
-          '--ioengine=nbd',
-          `--uri=${uris[0]}`,
-          '--rw=randrw',
-          '--rwmixread=40',
-          '--bsrange=512-64k',
-        ],
-        ...['--size=4M', '--offset_increment=4M', '--numjobs=3', '--iodepth=16', '--fsync=32', '--verify=crc32c'],
-        ...['--verify_fatal=1', '--do_verify=1', '--verify_state_save=0', '--randrepeat=1'],
-      ];
-      const output = await ok(peer('fio'), args, { timeoutSeconds: 240, cwd: made.folder });
-      expect(output).toMatch(/err= 0/);
-      expect(output).not.toMatch(/err=[^0]*[1-9]/);
-      expect(sha256(made.golden)).toBe(made.sum);
-    },
-    150_000,
-  );
+  test.each(['P 8', 'P 128', 'PO 1 1 lazy_commit'])('every block verified on %s', async (words) => {
+    const made = overlay(words);
+    const { uris } = await serve(['s', '--table', made.table, ...made.nbd]);
+    const args = [
+      ...['--name=verify', '--ioengine=nbd', `--uri=${uris[0]}`, '--rw=randrw', '--rwmixread=40', '--bsrange=512-64k'],
+      ...['--size=4M', '--offset_increment=4M', '--numjobs=3', '--iodepth=16', '--fsync=32', '--verify=crc32c'],
+      ...['--verify_fatal=1', '--do_verify=1', '--verify_state_save=0', '--randrepeat=1'],
+    ];
+    const output = await ok(peer('fio'), args, { timeoutSeconds: 240, cwd: made.folder });
+    expect(output).toMatch(/err= 0/);
+    expect(output).not.toMatch(/err=[^0]*[1-9]/);
+    expect(sha256(made.golden)).toBe(made.sum);
+  });
 });
 
 describePeer(['nbdfuse', 'mkfs.ext4', 'e2fsck', 'fusermount3', 'fuse'], 'a file system through nbdfuse', () => {

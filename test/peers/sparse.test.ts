@@ -186,6 +186,5 @@ describePeer(FILE_SYSTEM, 'a file system of ten terabytes', () => {
       const compare = mounted('ro', 'diff -r files fs/files && df --output=size -BT fs | tail -n 1');
       expect(await throughFuse(home.folder, again, ['e2fsck -fn "$disk"', ...compare])).toMatch(/^ *10T$/m);
     },
-    300_000,
   );
 });

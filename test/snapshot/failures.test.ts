@@ -35,53 +35,49 @@ class Run {
   }
 }
 
-test.each(['P 4', 'PO 4', 'N 4', 'P 4 1 lazy_commit', 'P 1'])(
-  'on a store %s',
-  async (words) => {
-    const { runCount } = await failEveryNth(
-      async (context) => {
-        const run = new Run();
-        const { world, models } = run;
-        const content = pattern(SECTOR_COUNT, 1);
-        for (const [name, size] of [
-          ['o', SECTOR_COUNT],
-          ['c', 160],
-        ] as const) {
-          const options = name === 'o' ? { seed: context.seed, content } : { seed: context.seed };
-          world.resolver.devices.set(name, context.wrap(new SimulatedDevice(name, size, options)));
-        }
-        const origin = world.activate('og', `0 ${SECTOR_COUNT} snapshot-origin o`);
-        models.set(origin, freshModel());
-        let snapshot: MappedDevice;
-        try {
-          snapshot = world.activate('s', `0 ${SECTOR_COUNT} snapshot o c ${words}`);
-        } catch (error) {
-          // A store that can't be made is no table.
-          expect([context.injected, String(error)]).toEqual([true, expect.stringContaining('metadata')]);
-          expect(world.resolver.openCount(world.resolver.devices.get('c')!)).toBe(0);
-          return;
-        }
-        models.set(snapshot, freshModel());
-        for (let step = 0; step < 6; step++) {
-          run.write(snapshot, step * 7, 3, 40 + step);
-          run.write(origin, step * 6 + 2, 9, 140 + step);
-          run.check(snapshot);
-          run.check(origin);
-        }
-        world.io(snapshot, 'flush');
-        const valid = !snapshot.lines('info')[0]!.endsWith('Invalid');
-        if (!context.injected) expect(valid).toBe(true);
-        world.remove(snapshot);
+test.each(['P 4', 'PO 4', 'N 4', 'P 4 1 lazy_commit', 'P 1'])('on a store %s', async (words) => {
+  const { runCount } = await failEveryNth(
+    async (context) => {
+      const run = new Run();
+      const { world, models } = run;
+      const content = pattern(SECTOR_COUNT, 1);
+      for (const [name, size] of [
+        ['o', SECTOR_COUNT],
+        ['c', 160],
+      ] as const) {
+        const options = name === 'o' ? { seed: context.seed, content } : { seed: context.seed };
+        world.resolver.devices.set(name, context.wrap(new SimulatedDevice(name, size, options)));
+      }
+      const origin = world.activate('og', `0 ${SECTOR_COUNT} snapshot-origin o`);
+      models.set(origin, freshModel());
+      let snapshot: MappedDevice;
+      try {
+        snapshot = world.activate('s', `0 ${SECTOR_COUNT} snapshot o c ${words}`);
+      } catch (error) {
+        // A store that can't be made is no table.
+        expect([context.injected, String(error)]).toEqual([true, expect.stringContaining('metadata')]);
         expect(world.resolver.openCount(world.resolver.devices.get('c')!)).toBe(0);
-        if (words.startsWith('N')) return;
-        mergeBack(run, origin, words, models.get(snapshot)!, valid);
-      },
-      { seed: 1 },
-    );
-    expect(runCount).toBeGreaterThan(20);
-  },
-  60_000,
-);
+        return;
+      }
+      models.set(snapshot, freshModel());
+      for (let step = 0; step < 6; step++) {
+        run.write(snapshot, step * 7, 3, 40 + step);
+        run.write(origin, step * 6 + 2, 9, 140 + step);
+        run.check(snapshot);
+        run.check(origin);
+      }
+      world.io(snapshot, 'flush');
+      const valid = !snapshot.lines('info')[0]!.endsWith('Invalid');
+      if (!context.injected) expect(valid).toBe(true);
+      world.remove(snapshot);
+      expect(world.resolver.openCount(world.resolver.devices.get('c')!)).toBe(0);
+      if (words.startsWith('N')) return;
+      mergeBack(run, origin, words, models.get(snapshot)!, valid);
+    },
+    { seed: 1 },
+  );
+  expect(runCount).toBeGreaterThan(20);
+});
 
 function mergeBack(run: Run, origin: MappedDevice, words: string, merged: ByteModel, valid: boolean): void {
   const { world, models } = run;

@@ -179,21 +179,17 @@ class Scenario {
   }
 }
 
-test(
-  'every device holds what was written to it, and nothing of the others',
-  () => {
-    fc.assert(
-      fc.property(fc.integer({ min: 0, max: 2 ** 31 - 1 }), (seed) => {
-        const scenario = new Scenario(seed);
-        for (let round = 0; round < 12; round++) {
-          scenario.burst();
-          scenario.checkAll();
-          if (scenario.random() < 0.5) scenario.change();
-          scenario.checkAll();
-        }
-      }),
-      { numRuns: runs(25) },
-    );
-  },
-  runs(120_000),
-);
+test('every device holds what was written to it, and nothing of the others', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 0, max: 2 ** 31 - 1 }), (seed) => {
+      const scenario = new Scenario(seed);
+      for (let round = 0; round < 12; round++) {
+        scenario.burst();
+        scenario.checkAll();
+        if (scenario.random() < 0.5) scenario.change();
+        scenario.checkAll();
+      }
+    }),
+    { numRuns: runs(25) },
+  );
+});
