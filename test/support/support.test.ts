@@ -36,7 +36,8 @@ async function runVitestOn(text: string, env: Record<string, string | undefined>
     writeFileSync(
       config,
       `import base from '../../../vitest.config.ts';
-      export default { ...base, root: ${JSON.stringify(root)}, test: { ...base.test, include: ['**/made.fixture.ts'] } };`,
+      const test = { ...base.test, projects: undefined, include: ['**/made.fixture.ts'] };
+      export default { ...base, root: ${JSON.stringify(root)}, test };`,
     );
     const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
     const args = [vitest, 'run', '--config', config, folder];
