@@ -17,7 +17,12 @@ const files = [
   'test/engine/direct-io.test.ts',
   'test/engine/socket-calls.test.ts',
   'test/engine/special.test.ts',
+  'test/engine/transfer.test.ts',
+  'test/nbd/client.test.ts',
   'test/nbd/sockets.test.ts',
+  'test/nbd/structured.test.ts',
+  'test/nbd/transmission.test.ts',
+  'test/nbd/unaligned.test.ts',
 ];
 
 // These start another Node.js, or need a process of their own: they fail in vitest's threads on every processor.
@@ -52,7 +57,13 @@ if (status !== 0) process.exit(1);
 
 const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
 const names = `^(?!.*(${notInThreads.join('|')}))`;
-const options = ['--pool=threads', '--maxWorkers=1', '--no-file-parallelism', `--testNamePattern=${names}`];
+const options = [
+  '--pool=threads',
+  '--maxWorkers=1',
+  '--no-file-parallelism',
+  '--no-isolate',
+  `--testNamePattern=${names}`,
+];
 const chosen = process.argv.slice(2);
 const result = spawnSync(qemu, [node, vitest, 'run', ...options, ...(chosen.length > 0 ? chosen : files)], {
   cwd: root,
