@@ -37,13 +37,13 @@ export const ORDER = [
 const ONLY: Record<string, string[]> = {
   files: ['block'],
   'nbd/protocol': ['block'],
-  engine: ['block'],
-  'nbd/client': ['block', 'nbd/protocol'],
+  engine: ['block', 'files'],
+  'nbd/client': ['block', 'nbd/protocol', 'engine'],
   'dm-io': ['block', 'engine'],
   kcopyd: ['block', 'engine', 'dm-io'],
   table: ['block'],
-  targets: ['block', 'dm-io', 'kcopyd'],
-  'nbd/server': ['block', 'nbd/protocol'],
+  targets: ['block', 'engine', 'dm-io', 'kcopyd'],
+  'nbd/server': ['block', 'nbd/protocol', 'engine'],
   copy: ['block', 'files', 'engine', 'devices', 'dm-io', 'reactor', 'nbd'],
   testing: ['block', 'engine'],
 };
