@@ -61,7 +61,7 @@ describe('layers', () => {
     ['src/table/parse.ts', '../dm-io/io.ts'],
     ['src/targets/linear.ts', '../table/entry.ts'],
     ['src/nbd/server/server.ts', '../../mapper/mapped.ts'],
-    ['src/nbd/client/client.ts', '../../engine/direct.ts'],
+    ['src/nbd/client/client.ts', '../../files/calls.ts'],
     ['src/copy/copy.ts', '../targets/index.ts'],
     ['src/testing/fault.ts', '../devices/file.ts'],
     ['src/block/bio.ts', '../../test/support/seed.ts'],

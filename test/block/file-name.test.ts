@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { escapeArgument } from '../../src/block/escape.ts';
-import { decodeName, encodeName, isOddName, rawName } from '../../src/block/file-name.ts';
+import { decodeName, encodeName, isOddName, NameDecoder, rawName } from '../../src/block/file-name.ts';
 import { mangled, unmangled } from '../../src/block/mangling.ts';
 import { formatNbdUri, parseNbdUri } from '../../src/nbd/protocol/uri.ts';
 import { splitArguments } from '../../src/table/text.ts';
@@ -65,5 +65,20 @@ test('a name among a table’s words, in a URI and in dmsetup’s mangled form c
         expect(encodeName(unmangled(mangled(text)))).toEqual(name);
       },
     ),
+  );
+});
+
+test('bytes that come in chunks give the same text, wherever they are cut', () => {
+  fc.assert(
+    fc.property(bytes, fc.array(fc.nat(24), { maxLength: 6 }), (name, cuts) => {
+      const decoder = new NameDecoder();
+      let text = '';
+      let from = 0;
+      for (const cut of [...cuts, name.byteLength].sort((a, b) => a - b)) {
+        text += decoder.write(name.subarray(from, cut));
+        from = Math.max(from, Math.min(cut, name.byteLength));
+      }
+      expect(text + decoder.end()).toBe(decodeName(name));
+    }),
   );
 });
