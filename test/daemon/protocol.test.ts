@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Errno } from '../../src/block/errno.ts';
 import { DmError, TableError } from '../../src/block/errors.ts';
+import { decodeName } from '../../src/block/file-name.ts';
 import { REQUESTS, type RequestName } from '../../src/control/requests.ts';
 import { type Fields, isFields, objection } from '../../src/control/schema.ts';
 import {
@@ -80,7 +81,7 @@ describe('messages', () => {
         const got = [];
         for (let at = 0; at < bytes.byteLength; at += cut) got.push(...decoder.push(bytes.subarray(at, at + cut)));
         expect(got.map((one) => (one.json as { id: number }).id)).toEqual([1, 2]);
-        expect(got[0]!.texts.map(String)).toEqual(texts.map((one) => Buffer.from(one).toString()));
+        expect(got[0]!.texts.map(String)).toEqual(texts.map(decodeName));
         expect(decoder.isInLongText).toBe(false);
       }),
     );
