@@ -83,12 +83,6 @@ export function identifyPath(argument: string, baseFolder: string): DiskIdentity
   return identityOfFile(found.path, fs.statSync(rawName(found.path), { bigint: true }), found.path);
 }
 
-/** An open file's, whatever its path leads to by now. */
-export function identityOfOpenFile(path: string, fd: number): FileIdentity {
-  const stat = fs.fstatSync(fd, { bigint: true });
-  return identityOfMarkedFile(path, stat, markOfOpenFile(path, fd, stat));
-}
-
 /** The part of an open file's identity that stays the same for as long as it is open. */
 export function markOfOpenFile(path: string, fd: number, stat: fs.BigIntStats): FileMark {
   const ofDescriptor = `/proc/self/fd/${fd}`;

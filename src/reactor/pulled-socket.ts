@@ -107,12 +107,13 @@ export class PulledSocket {
   onEvents(events: number): boolean {
     if ((events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) !== 0 && this.#waiting.length > 0) this.#sendWaiting();
     if ((events & ~EPOLLOUT) === 0 || this.#closed) return this.#waiting.length === 0;
-    // A failure shows in the next call that receives. Nobody asks for it now, and it would be told of again and again.
+    // A failure shows in the next call that receives.
     if (!this.#isPaused && !this.#hasEnded) return this.#owner.onReadable();
     if ((events & (EPOLLERR | EPOLLHUP)) === 0) return false;
     this.#unwatch();
-    // Both ways are closed, and everything was received: nothing is left to do for this peer.
-    if (this.#hasEnded) this.#owner.onFailure(Errno.EPIPE);
+    // Both ways are closed: no answer reaches this peer any more, whatever it has sent. What it asked for is given up now, and
+    // not when the requests that keep the connection from reading have ended.
+    this.#owner.onFailure(Errno.EPIPE);
     return false;
   }
 

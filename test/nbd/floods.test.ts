@@ -61,6 +61,19 @@ async function openClient(wire: WireServer): Promise<WireClient> {
   }
 }
 
+test('a client that leaves when all its requests have come, and nothing is read from it, is noticed at once', async () => {
+  const wire = await WireServer.start(new BusyDevice());
+  const flooding = await openClient(wire);
+  const count = 250;
+  const messages = Array.from({ length: count }, (_, cookie) =>
+    flooding.encode({ type: BLOCK_STATUS, cookie, length: GIB / 4 }),
+  );
+  flooding.socket.write(Buffer.concat(messages));
+  await expect.poll(() => wire.server.statistics.requestCount, patient).toBe(count);
+  flooding.socket.destroy();
+  await wire.expectEmpty();
+});
+
 describe.each([
   ['BLOCK_STATUS over many extents', BLOCK_STATUS, GIB / 4],
   ['WRITE_ZEROES in many pieces', WRITE_ZEROES, GIB / 2],

@@ -266,9 +266,13 @@ it('a loop keeps the order of what it was woken with, past an exception', async 
   own.wake(() => events.push(2));
   const timer = own.after(0, () => events.push('cancelled'));
   timer.cancel();
-  own.after(5, () => events.push('timer'));
+  let isDue = false;
+  own.after(5, () => {
+    isDue = true;
+  });
   expect(events).toEqual([]);
-  await expect.poll(() => events, patient).toEqual([1, 'Error: a bug', 2, 3, 'timer']);
+  await expect.poll(() => events, patient).toEqual([1, 'Error: a bug', 2, 3]);
+  await expect.poll(() => isDue, patient).toBe(true);
 });
 
 it('a listener whose server died is told from one that is busy', async () => {
