@@ -195,20 +195,8 @@ export class PulledSocket {
   #watch(): void {
     if (this.#closed) return;
     const events = (this.#isPaused || this.#hasEnded ? 0 : EPOLLIN) | (this.#waiting.length > 0 ? EPOLLOUT : 0);
-    if (!this.#isWatched) {
-      if (events === 0) return;
-      const result = poll!.add(this.#fd, this.#key, events);
-      if (result < 0) {
-        // Nobody would ever tell of it again. The caller is in the middle of something.
-        setImmediate(() => {
-          if (!this.#closed) this.#owner.onFailure(-result);
-        });
-        return;
-      }
-      this.#isWatched = true;
-    } else if (events !== this.#events) {
-      poll!.change(this.#fd, this.#key, events);
-    }
+    if (!this.#isWatched) return;
+    if (events !== this.#events) poll!.change(this.#fd, this.#key, events);
     this.#events = events;
   }
 

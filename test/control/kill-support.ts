@@ -149,7 +149,10 @@ export class World {
     const files: Record<string, string> = {};
     for (const name of readdirSync(this.images).sort()) {
       const path = join(this.images, name);
-      files[name] = name.endsWith('.img') ? hashOf(readFileSync(path)) : `${statSync(path).size} bytes`;
+      const stat = statSync(path, { throwIfNoEntry: false });
+      // It went since the look at the folder: the daemon is at work.
+      if (stat === undefined) continue;
+      files[name] = name.endsWith('.img') ? hashOf(readFileSync(path)) : `${stat.size} bytes`;
     }
     return files;
   }

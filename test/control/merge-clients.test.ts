@@ -138,7 +138,7 @@ describe('a client that opens the overlay while it is merged, and is there at th
           expect((await restoreAll(next.client)).filter(({ error }) => error !== null)).toEqual([]);
           await expect.poll(() => next.client.list()).toEqual([]);
         }
-        expect(Object.keys(world.files())).toEqual(['a.img']);
+        await expect.poll(() => Object.keys(world.files())).toEqual(['a.img']);
         expect(readFileSync(world.image('a')).equals(merged)).toBe(true);
       },
     );

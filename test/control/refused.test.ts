@@ -124,18 +124,16 @@ describe('commands are refused, nothing has changed, and they work later, where 
       const world = await mounted((folder) => void tool('mount', '-t', 'tmpfs', '-o', 'size=192k', 'none', folder));
       const daemon = await world.daemonProcess();
       await scenario.prepare(daemon.client, world);
-      const before = await world.state(daemon.client);
       const ballast = join(world.folder.path, 'ballast');
       fillUp(ballast);
-      // What is left of the last page takes a few records.
+      // What is left of the last page takes a few records. They stay: a journal with nothing but old ones is written anew.
       let refused: RunResult | null = null;
       for (let attempt = 0; attempt < 60 && refused === null; attempt++) {
         const told = await world.command(['create', `d${attempt}`, '--table', '0 8 zero']);
         if (told.code !== 0) refused = told;
-        else expect((await world.command(['remove', `d${attempt}`])).code).toBe(0);
       }
       expect(refused?.stderr).toMatch(/No space left on device/);
-      expect(await world.state(daemon.client)).toEqual(before);
+      const before = await world.state(daemon.client);
       const { code, stderr } = await world.command(scenario.words(world));
       expect([scenario.title, code, isSentence(stderr)], stderr).toEqual([scenario.title, 1, true]);
       expect(await world.state(daemon.client)).toEqual(before);

@@ -136,38 +136,30 @@ describe.each<SocketKind>(['unix', 'tcp'])('over %s', (kind) => {
     },
   );
 
-  it('ends a connection that can no longer be watched, and others live on', async () => {
+  it('ends the connection of a client that is gone while nothing is read from it, and others live on', async () => {
     const device = new HeldDevice(8192);
     const wire = await WireServer.start(device, kind, { maxConnectionRequestCount: 1 });
     const other = await WireClient.open(wire);
-    const library = socketLibrary();
-    const { controlPoll } = library;
-    const watched: number[] = [];
-    const removed: number[] = [];
-    let refuses = false;
-    const spy = vi.spyOn(library, 'controlPoll').mockImplementation((poll, operation, fd, event) => {
-      if (operation === 1 && refuses) return -Errno.ENOMEM;
-      if (operation === 1) watched.push(fd);
-      if (operation === 2) removed.push(fd);
-      return controlPoll(poll, operation, fd, event);
-    });
     const client = await WireClient.open(wire);
-    await expect.poll(() => watched.length, patient).toBe(1);
-    // The others have to wait: the socket is not read, and the peer's end takes it out of the watch.
+    // The others have to wait: the socket is not read.
     for (const cookie of [1, 2, 3]) client.socket.write(client.encode({ type: READ, cookie, length: MIB }));
     await expect.poll(() => device.bios.length, patient).toBe(1);
     await expectRest();
-    refuses = true;
+    const library = socketLibrary();
+    const { controlPoll } = library;
+    let removedCount = 0;
+    const spy = vi.spyOn(library, 'controlPoll').mockImplementation((poll, operation, fd, event) => {
+      if (operation === 2) removedCount++;
+      return controlPoll(poll, operation, fd, event);
+    });
     kind === 'tcp' ? client.socket.resetAndDestroy() : client.socket.destroy();
-    await expect.poll(() => removed, patient).toContain(watched[0]);
+    await expect.poll(() => removedCount, patient).toBeGreaterThan(0);
     await expectRest();
-    vi.spyOn(library, 'send').mockReturnValueOnce(-Errno.EAGAIN);
-    device.finish(0);
-    await expect.poll(() => device.bios.length, patient).toBe(1);
-    await loopTurn();
+    spy.mockRestore();
     device.finish(0);
     await expect.poll(() => wire.server.statistics.connectionCount, patient).toBe(1);
-    spy.mockRestore();
+    // What had not begun is given up.
+    expect(device.bios.length).toBe(0);
     const read = other.ask({ type: READ, length: 512 });
     await expect.poll(() => device.bios.length, patient).toBe(1);
     device.finish(0);
