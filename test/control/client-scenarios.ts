@@ -155,9 +155,9 @@ export async function look(client: DaemonClient, world: World): Promise<Referenc
 
 const isSame = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
 
-/** Without the first names of files that could not be taken away: the next daemon does. */
-function withoutFirstNames<Named extends { files: Record<string, string> }>(state: Named): Named {
-  const files = Object.entries(state.files).filter(([name]) => !/^\..*\.dmkit-[0-9a-f]{16}$/.test(name));
+/** Without files that could not be taken away, and that `of` has not: the next daemon takes them away. */
+function withoutLeftFiles<Named extends { files: Record<string, string> }>(state: Named, of: Named): Named {
+  const files = Object.entries(state.files).filter(([name]) => Object.hasOwn(of.files, name));
   return { ...state, files: Object.fromEntries(files) };
 }
 
@@ -173,7 +173,7 @@ export async function settled(
   world: World,
   references: readonly Reference[],
   where: string,
-  sees: <Named extends { files: Record<string, string> }>(state: Named) => Named = (state) => state,
+  sees: <Named extends { files: Record<string, string> }>(state: Named, of: Named) => Named = (state) => state,
 ): Promise<Reference> {
   await client.list();
   // This client's own one stays.
@@ -183,12 +183,12 @@ export async function settled(
     // A file may go between the look at its folder and the look at it: the daemon is still at work.
     const brief = await briefState(client, world).catch((error: Error) => error);
     if (brief instanceof Error) return false;
-    last = sees(brief);
-    return references.some((reference) => isSame(reference.brief, last));
+    last = brief;
+    return references.some((reference) => isSame(reference.brief, sees(brief, reference.brief)));
   }).catch(() => expect(last, where).toEqual(references[0]!.brief));
   const found = await look(client, world);
-  const reference = references.find(({ state }) => isSame(state, sees(found.state)));
-  if (reference === undefined) expect(sees(found.state), where).toEqual(references[0]!.state);
+  const reference = references.find(({ state }) => isSame(state, sees(found.state, state)));
+  if (reference === undefined) expect(found.state, where).toEqual(references[0]!.state);
   return reference!;
 }
 
@@ -278,7 +278,7 @@ export async function check(
     world,
     { done: [after], refused: scenario.isByParts ? [after] : [before], unknown: [before, after] }[outcome],
     where,
-    withoutFirstNames,
+    withoutLeftFiles,
   );
   const isAgain = scenario.lose === undefined && now === before;
   if (isAgain && isSoon) {
