@@ -92,7 +92,7 @@ export function encodeName(text: string): Buffer {
   return Buffer.concat(pieces);
 }
 
-/** What a call to the system takes: the string as it is, or its bytes where it is not UTF-8. */
+/** The argument of a call to the system: the string as it is, or its bytes where it is not UTF-8. */
 export function rawName(text: string): string | Buffer {
   return isOddName(text) ? encodeName(text) : text;
 }

@@ -21,7 +21,7 @@ const PAGE_BYTE_LENGTH = 4096;
 /** What can be asked. */
 interface Answers {
   sectorCount: number;
-  /** Of an image or export whose length is no multiple of 512. */
+  /** The bytes at the end of an image or export that no sector has. */
   cutEnd?: CutEnd;
   logicalBlockSize: number;
   physicalBlockSize: number;

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { decodeName } from '../block/file-name.ts';
 
-/** What Node.js puts in the place of bytes that are not UTF-8. */
+/** Node.js puts this character in the place of bytes that are not UTF-8. */
 const REPLACEMENT = '\uFFFD';
 
 /** As the kernel has them; the first are Node.js's own. */

@@ -19,7 +19,7 @@ export interface NamedTable {
   entries: TableEntry[];
 }
 
-/** @throws DmError for a count that does not match, a file that cannot be read, text that is no table */
+/** @throws DmError for a count that does not match, a file that cannot be read, text that cannot be read as a table */
 export function readTables(options: { names: readonly string[]; tables: readonly TableOption[] }): NamedTable[] {
   const { names, tables } = options;
   if (names.length !== tables.length) {

@@ -36,7 +36,7 @@ function statOf(fd: number, name: string): Stats {
   return stat;
 }
 
-/** Columns of the lines of a table in /proc/net; none where there is no such table. */
+/** The columns of each line of a table in /proc/net; an empty list where the kernel lacks that table. */
 function rows(path: string): string[][] {
   try {
     const lines = readFileSync(path, 'utf8').trim().split('\n').slice(1);
@@ -76,7 +76,7 @@ function check(fd: number, name: string): Stats {
  * The client's descriptors. Standard input and output are /dev/null from now on, where that can be done: a word that is
  * printed by accident would end in the client's data, and a descriptor that is left would keep the connection open.
  *
- * @throws DmError EINVAL where there is no client
+ * @throws DmError EINVAL where no client is connected
  */
 export function takeStandardStreams(): ConnectedStreams {
   const input = check(STANDARD_INPUT, 'standard input');

@@ -23,7 +23,7 @@ const PERMISSION_BITS = 0o777;
 
 export interface TemporaryFolder {
   readonly path: string;
-  /** Keeps the lock in a child too; null where there are no locks. */
+  /** Keeps the lock in a child too; null where the system has no locks. */
   readonly lockFd: number | null;
   remove(): void;
 }

@@ -2,7 +2,7 @@
 import { readlinkSync } from 'node:fs';
 import { decodeName } from '../block/file-name.ts';
 
-/** What Node.js puts in the place of bytes that are not UTF-8. */
+/** Node.js puts this character in the place of bytes that are not UTF-8. */
 const REPLACEMENT = '\uFFFD';
 
 /** As the kernel gives it, also where its name is not UTF-8. */
