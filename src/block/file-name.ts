@@ -3,6 +3,9 @@
 // tables, JSON and threads unharmed; the system gets their bytes back. Knows no file.
 import { isUtf8 } from 'node:buffer';
 
+/** Node.js puts this character in the place of bytes that are not UTF-8. */
+export const REPLACEMENT = '\uFFFD';
+
 const FIRST_ESCAPE = 0xdc00;
 const NEWLINE = 0x0a;
 const MAX_CHARACTER_BYTE_LENGTH = 4;

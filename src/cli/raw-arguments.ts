@@ -1,10 +1,7 @@
 // Arguments that are not UTF-8, such as names of files from an old archive. Node.js replaces their bytes before a program
 // sees them; the kernel has them still.
 import { readFileSync } from 'node:fs';
-import { decodeName } from '../block/file-name.ts';
-
-/** Node.js puts this character in the place of bytes that are not UTF-8. */
-const REPLACEMENT = '\uFFFD';
+import { decodeName, REPLACEMENT } from '../block/file-name.ts';
 
 /** As the kernel has them; the first are Node.js's own. */
 function rawArguments(): Buffer[] {

@@ -1,9 +1,6 @@
 // The folder where relative paths start.
 import { readlinkSync } from 'node:fs';
-import { decodeName } from '../block/file-name.ts';
-
-/** Node.js puts this character in the place of bytes that are not UTF-8. */
-const REPLACEMENT = '\uFFFD';
+import { decodeName, REPLACEMENT } from '../block/file-name.ts';
 
 /** As the kernel gives it, also where its name is not UTF-8. */
 function linkedFolder(): string {
